@@ -1,0 +1,1 @@
+"""How the embedded base was made: drawings, captions and the training stages."""

@@ -1,0 +1,212 @@
+"""The denoiser, trained together with the text encoder on cached latents.
+
+With several processes each takes its share of every batch and the gradients are averaged once
+per step in one flat buffer. One single-threaded process per core outruns one process with
+several threads for nets this small, and does not stall when something else needs a core.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pretraining import text
+from pretraining.data import TOKENS
+from pretraining.recipe import Recipe
+from pretraining.tokenizer import FOLDER, load_tokenizer
+from pretraining.training import Average, generator, load_state, rate_share, save_state
+from pretraining.vae import LATENTS
+
+STATE = "unet.pt"
+_REPORT_STEPS = 100
+
+
+def new_unet(recipe: Recipe) -> UNet2DConditionModel:
+    """An untrained denoiser with the module names of Stable Diffusion 1.x."""
+    torch.manual_seed(recipe.seed)
+    return UNet2DConditionModel(
+        sample_size=recipe.resolution_px // 4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=recipe.unet_channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=recipe.text_width,
+        # In this configuration format the "head dimension" is the number of heads.
+        attention_head_dim=recipe.unet_heads,
+        norm_num_groups=recipe.unet_norm_groups,
+    )
+
+
+def noise_schedule() -> DDPMScheduler:
+    """The schedule of Stable Diffusion 1.x."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+    )
+
+
+def scaling_factor(recipe: Recipe, latents: NDArray[np.float16]) -> float:
+    """What latents are multiplied with so that their spread is `latent_std`.
+
+    Below 1 on purpose: these pictures are flat, so their mean colour would otherwise shine
+    through even the noisiest latents, and the denoiser would read it there, not in the words.
+    """
+    return round(recipe.latent_std / float(latents[:2000].astype(np.float32).std()), 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's share of one process."""
+
+    latents_BChw: Tensor
+    noise_BChw: Tensor
+    timesteps_B: Tensor
+    tokens_BT: Tensor
+
+
+def draw_batch(
+    recipe: Recipe,
+    step: int,
+    share: slice,
+    latents: NDArray[np.float16],
+    tokens: NDArray[np.uint16],
+    empty: Tensor,
+) -> Batch:
+    """Draw a whole batch from (seed, step) and return the process's share of it."""
+    rng = generator(recipe.seed, STATE, step)
+    count = recipe.unet_batch
+    rows = torch.randint(len(latents), (count,), generator=rng).numpy()
+    columns = torch.randint(tokens.shape[1], (count,), generator=rng).numpy()
+    clean = torch.from_numpy(latents[rows].astype(np.float32))
+    ids = torch.from_numpy(tokens[rows, columns].astype(np.int64))
+    ids[torch.rand(count, generator=rng) < recipe.empty_caption_share] = empty
+    noise = torch.randn(clean.shape, generator=rng)
+    offset = torch.randn((*clean.shape[:2], 1, 1), generator=rng)
+    noise = noise + recipe.offset_noise * offset
+    timesteps = torch.randint(1000, (count,), generator=rng)
+    return Batch(clean[share], noise[share], timesteps[share], ids[share])
+
+
+def denoising_loss(
+    unet: nn.Module, encoder: nn.Module, batch: Batch, schedule: DDPMScheduler, gamma: float
+) -> Tensor:
+    """Squared error of the predicted noise, min-SNR weighted (arXiv 2303.09556)."""
+    noisy = schedule.add_noise(batch.latents_BChw, batch.noise_BChw, batch.timesteps_B)
+    prompt_BTD = encoder(batch.tokens_BT).last_hidden_state
+    predicted = unet(noisy, batch.timesteps_B, prompt_BTD).sample
+    alpha = schedule.alphas_cumprod[batch.timesteps_B]
+    snr = alpha / (1 - alpha)
+    weight = snr.clamp(max=gamma) / snr
+    error: Tensor = (predicted - batch.noise_BChw).pow(2).mean(dim=(1, 2, 3))
+    return (weight * error).mean()
+
+
+def train_unet(recipe: Recipe, work: Path, processes: int) -> None:
+    """Train the denoiser and the text encoder, from the last saved state on."""
+    if processes == 1:
+        _worker(0, recipe, work, 1)
+        return
+    meeting = work / "meeting"
+    meeting.unlink(missing_ok=True)
+    mp.spawn(_worker, (recipe, work, processes), processes)
+
+
+def _worker(rank: int, recipe: Recipe, work: Path, processes: int) -> None:
+    torch.set_num_threads(1)
+    if processes > 1:
+        meeting = (work / "meeting").resolve().as_uri()
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    latents = np.load(work / LATENTS)
+    factor = scaling_factor(recipe, latents)
+    latents = (latents.astype(np.float32) * factor).astype(np.float16)
+    tokens = np.load(work / TOKENS)
+    tokenizer = load_tokenizer(work / FOLDER)
+    empty = torch.tensor(tokenizer("", padding="max_length", max_length=recipe.tokens).input_ids)
+
+    unet, encoder = new_unet(recipe), text.new_text_encoder(recipe, work)
+    if warm := load_state(work / text.STATE):
+        encoder.load_state_dict(warm["model"])
+    both = nn.ModuleDict({"unet": unet, "text": encoder})
+    rates = (recipe.unet_rate, recipe.unet_rate * recipe.unet_text_rate_share)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(unet.parameters())}, {"params": list(encoder.parameters())}],
+        lr=recipe.unet_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    average = Average(both, recipe.ema_decay)
+    first = 0
+    if state := load_state(work / STATE):
+        both.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.values = state["average"]
+        first = state["step"]
+    schedule = noise_schedule()
+    each = recipe.unet_batch // processes
+    share = slice(rank * each, (rank + 1) * each)
+    started, losses = time.monotonic(), []
+    for step in range(first, recipe.unet_steps):
+        batch = draw_batch(recipe, step, share, latents, tokens, empty)
+        loss = denoising_loss(unet, encoder, batch, schedule, recipe.min_snr_gamma)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if processes > 1:
+            _average_gradients(both, processes)
+        nn.utils.clip_grad_norm_(both.parameters(), recipe.clip_norm)
+        now = rate_share(
+            step,
+            recipe.unet_steps,
+            recipe.unet_warmup_steps,
+            recipe.unet_decay_share,
+            recipe.unet_final_rate_share,
+        )
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * now
+        optimizer.step()
+        losses.append(loss.item())
+        if rank:
+            continue
+        average.update(both, step)
+        done = step + 1
+        if done % _REPORT_STEPS == 0:
+            speed = recipe.unet_batch * (done - first) / (time.monotonic() - started)
+            recent = float(np.mean(losses[-500:]))
+            print(
+                f"unet step {done}/{recipe.unet_steps} samples {done * recipe.unet_batch} "
+                f"loss {recent:.4f} {speed:.1f} samples/s",
+                flush=True,
+            )
+        if done % recipe.save_every_steps == 0 or done == recipe.unet_steps:
+            save_state(
+                work / STATE,
+                {
+                    "model": both.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.values,
+                    "step": done,
+                },
+            )
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def _average_gradients(module: nn.Module, processes: int) -> None:
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

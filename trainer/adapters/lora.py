@@ -1,0 +1,111 @@
+"""Low-rank adaptation (LoRA, Hu et al., arXiv 2106.09685) of one linear or convolution layer.
+
+Shapes: R rank; I, O input and output width (channels) of the base layer; kh, kw its kernel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.errors import ModelError
+
+
+class LoRALayer(nn.Module):
+    """A frozen layer with a trained update of rank R: y = base(x) + (alpha / R) up(down(x)).
+
+    `down` is A of the paper (section 4.1), `up` is B: W' = W + (alpha / R) B A.
+
+    The factors are float32 whatever the base is: they are cast to the input's dtype when used,
+    so a bfloat16 base runs in bfloat16 and the gradients still arrive in float32. A convolution
+    is adapted as a convolution with its own kernel to R channels, then a 1x1 one to O channels.
+
+    Args:
+        base: an `nn.Linear`, or an `nn.Conv2d` without groups and with zero padding.
+        rank: R, at least 1.
+        alpha: strength of the update; above 0.
+        generator: a CPU generator; `down` is a pure function of it. `up` starts at zero, so a
+            fresh layer changes nothing.
+
+    Attributes:
+        down: float32 [R, I] or [R, I, kh, kw].
+        up: float32 [O, R] or [O, R, 1, 1].
+        multiplier: strength when sampling; 0 leaves the update out altogether.
+
+    Raises:
+        ModelError: the base layer is of a kind that cannot be adapted.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear | nn.Conv2d,
+        *,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if rank < 1 or not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"rank must be >= 1 and alpha > 0, not {rank} and {alpha}")
+        self.base = base
+        self.rank = rank
+        self.alpha = alpha
+        self.multiplier = 1.0
+        down_shape, up_shape = _factor_shapes(base, rank)
+        down = torch.empty(down_shape)
+        # As nn.Linear starts its own weight, and as the published trainers start `down`.
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+        device = base.weight.device
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(up_shape, device=device))
+        self.train(base.training)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] or [B, I, h, w] -> what the base gives, plus the update."""
+        y: Tensor = self.base(x)
+        if self.multiplier == 0:
+            return y
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        strength = self.scale * self.multiplier
+        # The strength is applied between the factors, where the tensor is smallest.
+        if isinstance(self.base, nn.Conv2d):
+            base = self.base
+            hidden = F.conv2d(x, down, None, base.stride, base.padding, base.dilation, base.groups)
+            return y + F.conv2d(hidden * strength, up)
+        return y + F.linear(F.linear(x, down) * strength, up)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """The update of the base weight at multiplier 1: float32, with that weight's shape."""
+        product = self.up.flatten(1) @ self.down.flatten(1)
+        if isinstance(self.base, nn.Conv2d):
+            product = product.unflatten(1, self.down.shape[1:])
+        return self.scale * product
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha:g}"
+
+
+def _factor_shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of `down` and `up` for a base layer."""
+    if isinstance(base, nn.Linear):
+        return (rank, base.in_features), (base.out_features, rank)
+    if not isinstance(base, nn.Conv2d):
+        raise ModelError(
+            f"A {type(base).__name__} cannot be adapted.",
+            fix="Only Linear and Conv2d layers can.",
+        )
+    if base.groups != 1 or base.padding_mode != "zeros":
+        raise ModelError(
+            "A convolution with groups or without zero padding cannot be adapted.",
+            where=str(base),
+            fix="Leave this layer out.",
+        )
+    return (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)

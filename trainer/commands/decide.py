@@ -1,0 +1,183 @@
+"""The first half of `likeness train`: what was asked for is checked and becomes a `Job`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trainer.commands.bases import base_facts, is_embedded
+from trainer.config.presets import preset_path
+from trainer.config.reader import (
+    Layer,
+    Resolved,
+    build_config,
+    chosen,
+    fill_unset,
+    override_layer,
+    parse_override,
+    read_toml,
+)
+from trainer.data.buckets import bucket_counts, bucket_photos, make_buckets
+from trainer.data.captions import caption_photos
+from trainer.data.photos import PhotoScan, require_usable, scan_folder
+from trainer.errors import UsageError
+from trainer.families import BaseFacts
+from trainer.training.finish import base_title
+from trainer.training.job import Job
+from trainer.training.run_folder import (
+    SETTINGS_FILE,
+    RunFolder,
+    choose_root,
+    file_stem,
+    open_root,
+)
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `likeness train`; None where nothing was given."""
+
+    photos: Path
+    kind: str | None = None
+    trigger: str | None = None
+    class_noun: str | None = None
+    base: str | None = None
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    output: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    command: str = ""
+
+
+def decide(request: Request, console: Console) -> Job:
+    """Check the request and settle what is to be done; only the output folder is created."""
+    if request.resume and request.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other.")
+    root = choose_root(
+        request.photos,
+        request.output,
+        resume=request.resume,
+        overwrite=request.overwrite,
+        runs=RUNS,
+    )
+    resolved, facts = _settings(request, root)
+    config = resolved.config
+    scan = scan_folder(request.photos, recursive=config.data.recursive)
+    photos = require_usable(scan, skip_bad=config.data.skip_bad)
+    resolved = fill_unset(
+        resolved,
+        {"data.resolution": facts.resolution, "data.bucket_step_px": facts.bucket_step_px},
+        "by base",
+    )
+    resolved = fill_unset(
+        resolved, {"run.name": file_stem(request.photos.resolve().name)}, "the photo folder"
+    )
+    config = resolved.config
+    captioned = caption_photos(
+        photos,
+        trigger=config.caption.trigger,
+        class_noun=config.caption.class_noun,
+        template=config.caption.template,
+        use_sidecars=config.caption.use_sidecars,
+    )
+    buckets = make_buckets(
+        config.data.resolution or facts.resolution,
+        step_px=config.data.bucket_step_px or facts.bucket_step_px,
+        max_aspect=config.data.max_aspect,
+    )
+    job = Job(
+        config=config,
+        origins=resolved.origins,
+        facts=facts,
+        folder=RunFolder(root, config.run.name or file_stem(request.photos.resolve().name)),
+        photos=bucket_photos(captioned, buckets),
+        command=request.command,
+    )
+    open_root(root)
+    _say_what(job, scan, console)
+    return job
+
+
+def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
+    """The settings in their layers, and the facts of the base they name."""
+    typed: list[tuple[str, Any]] = [
+        (name, value)
+        for name, value in (
+            ("run.kind", request.kind),
+            ("caption.trigger", request.trigger),
+            ("caption.class_noun", request.class_noun),
+            ("model.base", request.base),
+        )
+        if value is not None
+    ]
+    layers: list[Layer] = []
+    if request.resume and (root / SETTINGS_FILE).is_file():
+        layers.append(read_toml(root / SETTINGS_FILE, "the run so far"))
+    if request.config:
+        layers.append(read_toml(request.config, request.config.name))
+    typed += [parse_override(text) for text in request.overrides]
+    layers.append(override_layer(typed, "command line"))
+    kind = chosen(layers, "run.kind", "face")
+    base = chosen(layers, "model.base", "embedded")
+    embedded = is_embedded(base)
+    preset = preset_path(kind, embedded=embedded)
+    if preset.is_file():  # a kind that does not exist is explained with the other settings
+        layers.insert(0, read_toml(preset, f"preset {preset.stem}"))
+    resolved = build_config(layers)
+    return resolved, base_facts(base)
+
+
+def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
+    config, caption = job.config, job.config.caption
+
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    with_text = sum(photo.captioned.origin == "sidecar" for photo in job.photos)
+    captions = f"{with_text} captions from .txt files"
+    if with_text < len(job.photos):
+        captions += f", {len(job.photos) - with_text} are '{_template_words(job)}'"
+    buckets = ", ".join(f"{n} at {size}" for size, n in sorted(bucket_counts(job.photos).items()))
+    say(f"Photos    {len(job.photos)} in {scan_folder_name(scan)} ({captions}); {buckets} px")
+    skipped = [
+        f"{count} {words}"
+        for count, words in (
+            (len(scan.problems), "that cannot be used"),
+            (scan.hidden, "hidden"),
+            (scan.other, "that are no pictures"),
+        )
+        if count
+    ]
+    if skipped:
+        say(f"          skipped files: {', '.join(skipped)}")
+    for problem in scan.problems:
+        say(f"          {problem.path.name} {problem.reason}. {problem.fix}", "yellow")
+    for group in scan.duplicates:
+        say(f"          the same picture: {', '.join(path.name for path in group)}", "yellow")
+    say(
+        f"Words     trigger '{caption.trigger}' ({job.origins['caption.trigger']}), class "
+        f"'{caption.class_noun}' ({job.origins['caption.class_noun']}): prompt with "
+        f"'{caption.trigger} {caption.class_noun}'"
+    )
+    say(f"Base      {base_title(job)}" + (f": the LoRA is {job.note}" if job.note else ""))
+    say(
+        f"Training  {config.run.kind}, {config.run.total_steps} steps of {config.data.batch_size} "
+        f"photos, rank {config.adapter.rank}, rate {config.optimizer.learning_rate:g}"
+    )
+    say(f"Output    {job.folder.root}")
+
+
+def scan_folder_name(scan: PhotoScan) -> str:
+    return str(scan.photos[0].path.parent)
+
+
+def _template_words(job: Job) -> str:
+    return next(
+        photo.captioned.text for photo in job.photos if photo.captioned.origin == "template"
+    )

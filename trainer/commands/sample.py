@@ -1,0 +1,138 @@
+"""`likeness sample`: draw pictures with a LoRA file on its base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.adapters.attach import Attached, attach
+from trainer.adapters.file import LoraFile, read_lora
+from trainer.adapters.naming import DOWN, KeyNaming, from_kohya
+from trainer.commands.bases import base_facts
+from trainer.errors import FileFormatError, OutputError, UsageError
+from trainer.families import FAMILIES, Backbone, LoadOptions
+from trainer.training.device import choose_device
+from trainer.training.preview import PreviewPrompt, draw, save_preview
+from trainer.types import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `likeness sample`."""
+
+    file: Path
+    prompts: tuple[str, ...]
+    base: str | None
+    negative: str
+    seed: int
+    count: int
+    steps: int
+    guidance: float
+    strength: float
+    width: int | None
+    height: int | None
+    output: Path
+
+
+def run(request: Request) -> None:
+    """Draw every prompt `count` times, with seeds counting up, and say where the pictures are."""
+    console = Console()
+    _check(request)
+    file = read_lora(request.file)
+    facts = base_facts(request.base or file.metadata.get("likeness.base", "embedded"))
+    device = choose_device("auto", "auto", "auto")
+    backbone: Backbone = FAMILIES.load(facts.family).load(
+        facts, LoadOptions(device.device, device.dtype, device.attention)
+    )
+    for attached in load_lora(backbone, file):
+        attached.set_multiplier(request.strength)
+    side = 8 * facts.pixels_per_latent
+    size = Size(
+        (request.width or facts.resolution) // side * side,
+        (request.height or facts.resolution) // side * side,
+    )
+    prompts = [
+        PreviewPrompt(
+            text=text,
+            negative=request.negative,
+            size=size,
+            seed=request.seed + number,
+            guidance=request.guidance,
+            steps=request.steps,
+            triggered=True,
+        )
+        for text in request.prompts
+        for number in range(request.count)
+    ]
+    images = draw(backbone, prompts)
+    sampler = type(backbone.pipeline().scheduler).__name__.removesuffix("Scheduler")
+    try:
+        for prompt, image in zip(prompts, images, strict=True):
+            path = _free_path(request.output, request.file.stem, prompt.seed)
+            save_preview(path, image, prompt, model=facts.name, sampler=sampler)
+            console.print(f"{path}  {prompt.text}", highlight=False, soft_wrap=True, markup=False)
+    except OSError as error:
+        raise OutputError(
+            f"The picture cannot be written: {error.strerror or error}",
+            where=str(request.output),
+            fix="Give a folder you may write to after --output.",
+        ) from error
+
+
+def load_lora(backbone: Backbone, file: LoraFile) -> list[Attached]:
+    """Attach the layers that a LoRA file holds, with its weights.
+
+    Raises:
+        FileFormatError: it holds no layer of this base, or layers of another shape.
+    """
+    attached = []
+    used: set[str] = set()
+    for component, prefix in backbone.names.prefixes.items():
+        naming = KeyNaming(*prefix)
+        root = backbone.components[component]
+        ranks = {
+            path: int(file.tensors[key].shape[0])
+            for path, _ in root.named_modules()
+            if (key := f"{naming.module_name(path)}.{DOWN}") in file.tensors
+        }
+        used |= {naming.module_name(path) for path in ranks}
+        for rank in sorted(set(ranks.values())):
+            paths = [path for path, own in ranks.items() if own == rank]
+            layers = attach(root, paths, rank=rank, alpha=float(rank), seed=0)
+            layers.load_state(from_kohya(file.tensors, layers, naming))
+            attached.append(layers)
+    strangers = sorted({name.split(".")[0] for name in file.tensors} - used)
+    if strangers:
+        shown = "\n".join(strangers[:5])
+        raise FileFormatError(
+            f"{len(strangers)} of the file's layers are not in this base.",
+            where=f"{file.path}\n{shown}",
+            fix="Give the base it was made for after --base; "
+            "'likeness inspect FILE' says which that is.",
+        )
+    return attached
+
+
+def _check(request: Request) -> None:
+    limits = (
+        ("--count", request.count, 1, 1000),
+        ("--steps", request.steps, 1, 200),
+        ("--guidance", request.guidance, 1, 30),
+        ("--seed", request.seed, 0, 2**53),
+        ("--strength", request.strength, -10, 10),
+        ("--width", request.width or 64, 32, 2048),
+        ("--height", request.height or 64, 32, 2048),
+    )
+    for flag, value, lowest, highest in limits:
+        if not lowest <= value <= highest:
+            raise UsageError(f"{flag} {value} is not between {lowest} and {highest}.")
+
+
+def _free_path(folder: Path, stem: str, seed: int) -> Path:
+    """A name that is not taken, so that no picture is ever overwritten."""
+    number = 1
+    while (path := folder / f"{stem}_seed{seed}_{number:03d}.png").exists():
+        number += 1
+    return path

@@ -1,0 +1,155 @@
+"""`likeness train`: from a folder of photos to a LoRA file, a contact sheet and a report."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from trainer.commands.decide import Request, decide
+from trainer.config.reader import to_toml
+from trainer.errors import Stopped
+from trainer.training.export import export_lora
+from trainer.training.finish import learned, write_report, write_sheet
+from trainer.training.loop import train
+from trainer.training.reports import (
+    MetricsFile,
+    Reporter,
+    TensorBoardReporter,
+    TerminalReporter,
+)
+from trainer.training.run_folder import clear_run, holds_run, write_text
+from trainer.training.session import Session, open_session
+from trainer.training.state import save_checkpoint
+from trainer.training.stop import StopSignal
+
+
+def run(request: Request) -> None:
+    """Train. Everything that can be wrong with the request is said before anything is loaded."""
+    console = Console()
+    job = decide(request, console)
+    started_at = time.time()
+    if request.overwrite and holds_run(job.folder.root):
+        clear_run(job.folder)
+    session = open_session(job, console, resume=request.resume)
+    # Written once everything is known to be right: from here on the folder holds a run.
+    write_text(job.folder.settings, to_toml(job.config, job.origins))
+    if session.start_step < session.plan.last_step:
+        _train(session, console, started_at)
+    if session.plan.last_step < session.plan.total_steps:
+        console.print(
+            f"Stopped at step {session.plan.last_step} of {session.plan.total_steps}, as asked by "
+            f"run.stop_at_step. Go on with: {_resume_words(session)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    _finish(session, console, started_at)
+
+
+def _train(session: Session, console: Console, started_at: float) -> None:
+    """The loop with everything that happens beside a step, in the order in which it happens."""
+    job, plan = session.job, session.plan
+    reporters: list[Reporter] = [
+        TerminalReporter(console, plan.last_step, session.start_step),
+        MetricsFile(job.folder.metrics, session.start_step),
+    ]
+    if job.config.run.tensorboard:
+        reporters.append(TensorBoardReporter(job.folder.root / "tensorboard"))
+    step = session.start_step
+    try:
+        with StopSignal() as stop:
+            for report in train(session.learner, plan, session.start_step):
+                step = report.step
+                for reporter in reporters:
+                    reporter.step(report)
+                last = step == plan.last_step
+                if last or stop.number or step % job.config.run.save_every_steps == 0:
+                    _save(session, step)
+                    if step < plan.total_steps and not last:
+                        path = job.folder.step_lora(step)
+                        export_lora(session, path, step=step, started_at=started_at, thumbnail=None)
+                if stop.number:
+                    raise Stopped(
+                        stop.number,
+                        f"\nStopped after step {step} of {plan.total_steps}; everything is saved "
+                        f"in {job.folder.root}.\nGo on with: {_resume_words(session)}",
+                    )
+                if _preview_due(session, step):
+                    _preview(session, step, console)
+    finally:
+        for reporter in reporters:
+            reporter.close()
+
+
+def _save(session: Session, step: int) -> None:
+    save_checkpoint(
+        session.job.folder.checkpoints,
+        session.learner,
+        step,
+        session.facts,
+        keep=session.job.config.run.keep_checkpoints,
+    )
+
+
+def _preview_due(session: Session, step: int) -> bool:
+    every = session.job.config.preview.every_steps
+    return bool(every) and (step % every == 0 or step == session.plan.total_steps)
+
+
+def _preview(session: Session, step: int, console: Console) -> None:
+    samples = session.samples
+    if samples is None:
+        return
+    samples.draw_step(session.backbone, step)
+    words = f"  step {step}: samples drawn"
+    if session.scorer is not None:
+        scores = samples.score(session.scorer, step, session.reseeded)
+        words += (
+            f"; likeness with the trigger {scores.trigger:.2f}, without {scores.plain:.2f}, "
+            f"drift {scores.drift:.2f}"
+        )
+    console.print(words, highlight=False, soft_wrap=True)
+    if blank := samples.blank(step):
+        console.print(
+            f"  {blank} of the samples are of one colour: something is wrong with the training "
+            "or the precision.",
+            style="yellow",
+        )
+    write_sheet(session)
+
+
+def _finish(session: Session, console: Console, started_at: float) -> None:
+    """Sheet, file, report: the LoRA file comes last, so that its being there means done."""
+    job = session.job
+    sheet = write_sheet(session)
+    thumbnail = None
+    if session.samples is not None:
+        thumbnail = session.samples.steps[max(session.samples.steps)].shown[0]
+    verified = export_lora(
+        session,
+        job.folder.lora,
+        step=session.plan.total_steps,
+        started_at=started_at,
+        thumbnail=thumbnail,
+    )
+    write_report(session, verified, sheet)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    say("")
+    megabytes = job.folder.lora.stat().st_size / 2**20
+    say(
+        f"LoRA file  {job.folder.lora} ({megabytes:.1f} MB; read back: all {verified.matched} "
+        "tensors match the base's key table)"
+    )
+    say(f"Report     {job.folder.report}")
+    say(f"Learned    {learned(session)}")
+
+
+def _resume_words(session: Session) -> str:
+    """The command that goes on with this run."""
+    job = session.job
+    words = job.command.replace(" --overwrite", "").replace(" --resume", "")
+    return f"{words} --resume" + ("" if "--output" in words else f" --output {job.folder.root}")

@@ -1,0 +1,273 @@
+"""TOML files and `section.name=value` overrides become a `TrainConfig`; every error is listed.
+
+Layers, each over the one before: defaults, preset, the user's TOML, the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.config.settings import TrainConfig, section_models
+from trainer.errors import ConfigError
+
+# What people who come from other trainers type, and our name for it.
+KNOWN_ELSEWHERE = {
+    "network_dim": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "network_alpha": "adapter.alpha",
+    "lora_alpha": "adapter.alpha",
+    "lr": "optimizer.learning_rate",
+    "unet_lr": "optimizer.learning_rate",
+    "text_encoder_lr": "optimizer.text_encoder_learning_rate",
+    "lr_scheduler": "optimizer.schedule",
+    "lr_warmup_steps": "optimizer.warmup_steps",
+    "optimizer_type": "optimizer.name",
+    "gradient_accumulation_steps": "optimizer.accumulate_steps",
+    "train_batch_size": "data.batch_size",
+    "max_train_steps": "run.total_steps",
+    "steps": "run.total_steps",
+    "save_every_n_steps": "run.save_every_steps",
+    "checkpointing_steps": "run.save_every_steps",
+    "sample_every_n_steps": "preview.every_steps",
+    "sample_prompts": "preview.prompts",
+    "validation_prompt": "preview.prompts",
+    "pretrained_model_name_or_path": "model.base",
+    "mixed_precision": "model.precision",
+    "instance_prompt": "caption.trigger",
+    "class_prompt": "caption.class_noun",
+    "prior_loss_weight": "objective.prior_weight",
+    "num_class_images": "objective.prior_pictures",
+    "snr_gamma": "objective.min_snr_gamma",
+    "flip_aug": "data.flip",
+    "color_aug": "data.flip",
+    "clip_grad_norm": "optimizer.max_grad_norm",
+}
+
+# What the patterns of text settings ask for, in words.
+PATTERN_WORDS = {
+    "caption.trigger": "should be one word without spaces, commas, colons or brackets",
+    "data.background": "should be a colour like '#ffffff'",
+    "run.name": "should be a file name of letters, digits, '.', '_' and '-'",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings from one place: `values[section][name]`, and what to call the place."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings of a run and where each came from (`origins["run.seed"] == "--set"`)."""
+
+    config: TrainConfig
+    origins: Mapping[str, str]
+
+
+def read_toml(path: Path, origin: str) -> Layer:
+    """Read one TOML file.
+
+    Raises:
+        ConfigError: it does not exist or is not TOML (the line is shown).
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            "There is no such settings file.", where=str(path), fix="Check the path after --config."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The settings file cannot be read: {error}",
+            where=str(path),
+            fix="It has to be a text file in UTF-8.",
+        ) from error
+    try:
+        return Layer(origin, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"The settings file is not valid TOML: {error}",
+            where=f"{path}\n{_marked_line(text, str(error))}".rstrip(),
+            fix="A line looks like: rank = 16   (texts in quotes, true and false in small letters)",
+        ) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`"run.seed=3"` -> `("run.seed", 3)`; what is not a TOML value is taken as text."""
+    name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals or not name:
+        raise ConfigError(
+            "A setting on the command line has no value.",
+            where=f"--set {text}",
+            fix="Write it like this: --set run.total_steps=800",
+        )
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def override_layer(overrides: Iterable[tuple[str, Any]], origin: str) -> Layer:
+    """Dotted names and their values as a layer; a name without a section is kept for the check."""
+    values: dict[str, Any] = {}
+    for dotted, value in overrides:
+        section, dot, name = dotted.partition(".")
+        if dot:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[dotted] = value
+    return Layer(origin, values)
+
+
+def build_config(layers: Sequence[Layer]) -> Resolved:
+    """Put the layers over each other and check everything at once.
+
+    Raises:
+        ConfigError: lists every unknown name (with a suggestion) and every wrong value.
+    """
+    sections = section_models()
+    merged: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    origins = {
+        f"{section}.{name}": "default"
+        for section, model in sections.items()
+        for name in model.model_fields
+    }
+    problems: list[str] = []
+    for layer in layers:
+        for dotted, value in _flatten(layer):
+            if dotted not in origins:
+                problems.append(f"{dotted} ({layer.origin}): {_unknown(dotted, origins)}")
+                continue
+            section, _, name = dotted.partition(".")
+            merged[section][name] = value
+            origins[dotted] = layer.origin
+    config = None
+    try:
+        config = TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(problem, origins) for problem in error.errors()]
+    if problems or config is None:
+        count = f"{len(problems)} settings are" if len(problems) > 1 else "A setting is"
+        raise ConfigError(
+            f"{count} wrong.",
+            where="\n".join(problems),
+            fix="All settings with their meaning and range: docs/settings.md",
+        )
+    return Resolved(config, origins)
+
+
+def fill_unset(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resolved:
+    """Give settings that nobody set a value; the rest stays.
+
+    Args:
+        values: dotted names of settings whose default is None, and what they become.
+        origin: who decided ("by base").
+
+    Raises:
+        ConfigError: the settings do not fit together now.
+    """
+    filled = {name: value for name, value in values.items() if resolved.origins[name] == "default"}
+    merged = resolved.config.model_dump()
+    for dotted, value in filled.items():
+        section, _, name = dotted.partition(".")
+        merged[section][name] = value
+    try:
+        config = TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = [_explain(problem, resolved.origins) for problem in error.errors()]
+        raise ConfigError("A setting does not fit the base.", where="\n".join(problems)) from error
+    return Resolved(config, {**resolved.origins, **dict.fromkeys(filled, origin)})
+
+
+def chosen(layers: Sequence[Layer], dotted: str, default: str) -> str:
+    """The value that a text setting will have, before everything is checked.
+
+    The preset depends on `run.kind` and `model.base`, which may stand in any layer above it.
+    """
+    section, _, name = dotted.partition(".")
+    for layer in reversed(layers):
+        values = layer.values.get(section)
+        if isinstance(values, Mapping) and isinstance(values.get(name), str):
+            return str(values[name])
+    return default
+
+
+def to_toml(config: TrainConfig, origins: Mapping[str, str] | None = None) -> str:
+    """The settings as TOML, each with its origin as a comment when `origins` is given."""
+    blocks = []
+    for section, values in config.model_dump(exclude_none=True).items():
+        lines = [f"[{section}]"]
+        for name, value in values.items():
+            comment = f"  # {origins[f'{section}.{name}']}" if origins else ""
+            lines.append(f"{name} = {_toml_value(value)}{comment}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _toml_value(value: str | int | float | bool) -> str:
+    # JSON's texts, numbers, true and false are TOML's too.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _flatten(layer: Layer) -> Iterable[tuple[str, Any]]:
+    for section, values in layer.values.items():
+        if isinstance(values, Mapping):
+            for name, value in values.items():
+                yield f"{section}.{name}", value
+        else:
+            yield section, values
+
+
+def _unknown(dotted: str, known: Mapping[str, str]) -> str:
+    name = dotted.rpartition(".")[2]
+    if name in KNOWN_ELSEWHERE:
+        return f"no such setting; here it is called {KNOWN_ELSEWHERE[name]}"
+    same_name = [setting for setting in known if setting.rpartition(".")[2] == name]
+    near = (
+        same_name
+        or difflib.get_close_matches(dotted, known, n=1, cutoff=0.7)
+        or [
+            setting
+            for setting in known
+            if difflib.get_close_matches(name, [setting.rpartition(".")[2]], cutoff=0.75)
+        ]
+    )
+    return f"no such setting; did you mean {near[0]}?" if near else "no such setting"
+
+
+def _explain(problem: Any, origins: Mapping[str, str]) -> str:
+    dotted = ".".join(str(part) for part in problem["loc"][:2])
+    if not dotted:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"])
+    if problem["type"] == "string_pattern_mismatch":
+        message = PATTERN_WORDS[dotted]
+    message = message[:1].lower() + message[1:]
+    message = message.removeprefix("value error, ").replace("input should", "should")
+    given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+    return f"{dotted} ({origins.get(dotted, '')}): {message}{given}"
+
+
+def _marked_line(text: str, message: str) -> str:
+    """The line that tomllib's message names, with a caret under the column."""
+    words = message.replace(",", " ").replace(")", " ").split()
+    if "line" not in words or "column" not in words:
+        return ""
+    line = int(words[words.index("line") + 1])
+    column = int(words[words.index("column") + 1])
+    lines = text.splitlines()
+    if not 1 <= line <= len(lines):
+        return ""
+    return f"{line}: {lines[line - 1]}\n{' ' * (len(str(line)) + 1 + column)}^"

@@ -1,0 +1,276 @@
+"""Every setting of a training run: name, type, default, unit, range and one sentence.
+
+This is the only place where a default stands. `--set`, TOML files, `docs/settings.md` and the
+settings stored in a LoRA file all come from here. `None` means "decided by the base model or the
+photo folder" and is filled in once those are known (`trainer.config.reader.fill_unset`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def setting(default: Any, sentence: str, unit: str = "", **limits: Any) -> Any:
+    """A pydantic field with its sentence and unit."""
+    extra: Any = {"unit": unit} if unit else None
+    return Field(default, description=sentence, json_schema_extra=extra, **limits)
+
+
+class Section(BaseModel):
+    """Frozen and strict: an unknown name, `true` for a number or a number in quotes is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class DataSettings(Section):
+    """Which photos, and how they become training pictures."""
+
+    resolution: int | None = setting(
+        None,
+        "side of a square training picture; other shapes get the same area; default by base",
+        "px",
+        ge=32,
+        le=2048,
+    )
+    bucket_step_px: int | None = setting(
+        None,
+        "sides of training pictures are multiples of this; default by base "
+        "(64 for real bases, 16 for the embedded one)",
+        "px",
+        ge=8,
+        le=256,
+    )
+    max_aspect: float = setting(
+        2.0, "longest side over shortest side of a training picture at most", ge=1.0, le=4.0
+    )
+    recursive: bool = setting(False, "look for photos in sub-folders too")
+    skip_bad: bool = setting(False, "train on the usable photos when some cannot be used")
+    flip: bool = setting(
+        False, "also train on mirrored photos; leave off for a face that is not symmetric"
+    )
+    repeats: int = setting(1, "how often each photo comes in an epoch", ge=1, le=1000)
+    batch_size: int = setting(1, "photos in one step", "photos", ge=1, le=64)
+    background: str = setting(
+        "#ffffff", "colour behind transparent pictures", pattern=r"^#[0-9a-fA-F]{6}$"
+    )
+    cache: bool = setting(True, "keep encoded photos on disk for the next run")
+
+
+class CaptionSettings(Section):
+    """The texts that the photos are trained on."""
+
+    trigger: str = setting(
+        "ohwx",
+        "the word that will call up what was learned; one that means nothing yet",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[^\s,{}()<>:\[\]]+$",
+    )
+    class_noun: str = setting(
+        "person",
+        "what the photos show in general: 'person', 'dog', 'style'",
+        min_length=1,
+        max_length=64,
+    )
+    template: str = setting(
+        "{trigger} {class}", "caption of a photo that has no .txt beside it", min_length=1
+    )
+    use_sidecars: bool = setting(True, "use the .txt files beside the photos as captions")
+    dropout: float = setting(
+        0.0, "share of steps in which a photo is trained without its caption", ge=0.0, le=1.0
+    )
+
+
+class ModelSettings(Section):
+    """The base model and how it is run."""
+
+    base: str = setting(
+        "embedded",
+        "folder of a Stable Diffusion model in diffusers format, or 'embedded' for our own",
+        min_length=1,
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto",
+        "number format of the frozen base; the LoRA itself is always trained in fp32; "
+        "auto: bf16 on a GPU that has it, else fp16 on a GPU, fp32 on a CPU",
+    )
+    attention: Literal["auto", "xformers", "sdpa", "eager"] = setting(
+        "auto", "attention implementation; auto is sdpa (PyTorch's own)"
+    )
+
+
+class AdapterSettings(Section):
+    """What is trained."""
+
+    kind: str = setting("lora", "type of adapter")
+    rank: int = setting(
+        16,
+        "inner dimension of the update; larger learns more and weighs more",
+        ge=1,
+        le=256,
+    )
+    alpha: float = setting(
+        16.0, "strength of the update is alpha / rank; equal to rank means 1", gt=0, le=1024
+    )
+    targets: Literal["attention", "attention+ff"] = setting(
+        "attention", "layers of the UNet that are trained"
+    )
+    text_encoder: bool = setting(True, "train the text encoder's attention as well")
+    save_precision: Literal["fp16", "bf16", "fp32"] = setting(
+        "fp16", "number format of the LoRA file"
+    )
+
+
+class OptimizerSettings(Section):
+    """How the weights move."""
+
+    name: str = setting("adamw", "optimizer")
+    learning_rate: float = setting(1e-4, "step size for the UNet's layers", gt=0, le=1)
+    text_encoder_learning_rate: float = setting(
+        5e-5, "step size for the text encoder's layers", gt=0, le=1
+    )
+    weight_decay: float = setting(0.01, "pull of the weights towards zero", ge=0, le=1)
+    beta1: float = setting(0.9, "memory of the gradient's mean", ge=0, lt=1)
+    beta2: float = setting(0.999, "memory of the gradient's square", ge=0, lt=1)
+    schedule: Literal["constant", "cosine"] = setting(
+        "cosine", "course of the learning rate after the warm-up"
+    )
+    warmup_steps: int = setting(
+        0,
+        "steps in which the rate rises from zero, at most a tenth of run.total_steps",
+        "optimizer steps",
+        ge=0,
+        le=100_000,
+    )
+    max_grad_norm: float = setting(
+        1.0, "gradients longer than this are shortened to it; 0 = never", ge=0, le=1000
+    )
+    accumulate_steps: int = setting(
+        1, "batches whose gradients are averaged for one optimizer step", ge=1, le=256
+    )
+
+
+class ObjectiveSettings(Section):
+    """What counts as an error."""
+
+    prediction: Literal["auto", "epsilon", "v_prediction"] = setting(
+        "auto", "what the UNet predicts; auto reads it from the base"
+    )
+    min_snr_gamma: float = setting(
+        5.0, "limit of the weight of nearly clean steps (min-SNR); 0 = off", ge=0, le=100
+    )
+    noise_offset: float = setting(
+        0.0, "share of noise that is constant over a picture; helps dark and bright", ge=0, le=1
+    )
+    prior_weight: float = setting(
+        0.0,
+        "weight of pictures of the class that the base draws itself, so that the class keeps "
+        "its looks without the trigger; 0 = off",
+        ge=0,
+        le=10,
+    )
+    prior_pictures: int = setting(
+        48, "how many of them are drawn before training", "pictures", ge=4, le=1000
+    )
+    prior_batch_size: int = setting(
+        1, "how many of them come with each batch", "pictures", ge=1, le=64
+    )
+    prior_prompts: str = setting(
+        "prior", "prompts file they are drawn from: a path, or a name in prompts/", min_length=1
+    )
+
+
+class RunSettings(Section):
+    """What is learned, how long, and with which random numbers."""
+
+    kind: Literal["face", "style"] = setting(
+        "face", "what is learned; chooses the preset and the score"
+    )
+    name: str | None = setting(
+        None,
+        "name of the LoRA file without ending; default: the photo folder's name",
+        min_length=1,
+        max_length=100,
+        pattern=r"^[\w][\w.-]*$",
+    )
+    total_steps: int = setting(
+        1500, "length of the whole training", "optimizer steps", ge=1, le=1_000_000
+    )
+    stop_at_step: int = setting(
+        0,
+        "end early here with a checkpoint; the schedule stays that of total_steps; 0 = off",
+        "optimizer steps",
+        ge=0,
+        le=1_000_000,
+    )
+    save_every_steps: int = setting(
+        250, "write a LoRA file and a checkpoint this often", "optimizer steps", ge=1
+    )
+    keep_checkpoints: int = setting(
+        2, "how many of the newest checkpoints are kept", "checkpoints", ge=1, le=1000
+    )
+    seed: int = setting(0, "start of all random numbers", ge=0, le=2**31 - 1)
+    threads: int = setting(
+        0, "processor threads; 0 = let PyTorch decide; 1 is fastest on a busy machine", ge=0, le=256
+    )
+    tensorboard: bool = setting(False, "write TensorBoard events as well")
+
+
+class PreviewSettings(Section):
+    """Sample images during training, and the scores taken from them."""
+
+    every_steps: int = setting(
+        250,
+        "draw samples this often, besides the start and the end; 0 = none at all, and no score",
+        "optimizer steps",
+        ge=0,
+    )
+    prompts: str = setting(
+        "face", "prompts file: a path, or the name of one in prompts/", min_length=1
+    )
+    sampling_steps: int = setting(20, "denoising steps of a sample", ge=1, le=200)
+    guidance_scale: float = setting(6.0, "how closely samples follow the prompt", ge=1.0, le=30.0)
+    seed: int = setting(1000, "seed of the first sample; others count up", ge=0, le=2**31 - 1)
+
+
+class TrainConfig(BaseModel):
+    """All settings of one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataSettings = DataSettings()
+    caption: CaptionSettings = CaptionSettings()
+    model: ModelSettings = ModelSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    run: RunSettings = RunSettings()
+    preview: PreviewSettings = PreviewSettings()
+
+    @model_validator(mode="after")
+    def _settings_that_depend_on_each_other(self) -> TrainConfig:
+        run, data = self.run, self.data
+        if run.stop_at_step > run.total_steps:
+            raise ValueError(
+                f"run.stop_at_step ({run.stop_at_step}) is beyond run.total_steps "
+                f"({run.total_steps})"
+            )
+        if data.resolution and data.bucket_step_px and data.resolution < data.bucket_step_px:
+            raise ValueError(
+                f"data.resolution ({data.resolution}) is smaller than data.bucket_step_px "
+                f"({data.bucket_step_px})"
+            )
+        return self
+
+
+def section_models() -> dict[str, type[Section]]:
+    """The sections in their order, by name."""
+    return {
+        name: cast(type[Section], field.annotation)
+        for name, field in TrainConfig.model_fields.items()
+    }

@@ -1,0 +1,167 @@
+"""A folder of files -> the photos in it, and one sentence for each that cannot be used.
+
+Nothing a camera, phone, browser or operating system leaves in a folder may crash a run or be
+dropped in silence: each picture is either a `Photo` or a `PhotoProblem`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.decode import (
+    HEIC_FIX,
+    HEIC_REASON,
+    PictureError,
+    decode_upright,
+    measure,
+    shown,
+)
+from trainer.data.listing import HEIC_SUFFIXES, PHOTO_SUFFIXES, Listing, list_folder
+from trainer.errors import DataError
+from trainer.types import Photo, Size
+
+__all__ = ["PhotoProblem", "PhotoScan", "decode_upright", "require_usable", "scan_folder"]
+
+# A photo narrower than this would lose nearly everything to the crop.
+MAXIMUM_ASPECT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoProblem:
+    """A file that cannot be used; `reason` goes on from its name ("is empty (0 bytes)")."""
+
+    path: Path
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoScan:
+    """What a folder holds.
+
+    photos, problems: in natural order of their names ("2.jpg" before "10.jpg").
+    hidden: files and folders of the operating system, skipped.
+    other: files that are neither photos nor the captions of photos, skipped.
+    duplicates: groups of photos whose files are equal byte for byte; all are in `photos`.
+    """
+
+    photos: tuple[Photo, ...]
+    problems: tuple[PhotoProblem, ...]
+    hidden: int
+    other: int
+    duplicates: tuple[tuple[Path, ...], ...] = ()
+
+
+def scan_folder(
+    folder: Path,
+    *,
+    recursive: bool = False,
+    minimum_side_px: int = 32,
+    maximum_megapixels: float = 100.0,
+) -> PhotoScan:
+    """Find the photos in a folder and decode each one once.
+
+    Args:
+        folder: where to look.
+        recursive: look into its sub-folders too; links to folders are never followed.
+        minimum_side_px: photos with a shorter side are problems.
+        maximum_megapixels: photos with more pixels are problems, refused before decoding.
+
+    Raises:
+        DataError: there is no such folder, it cannot be listed, or it holds no photos at all.
+    """
+    listing = list_folder(folder, recursive=recursive)
+    if not listing.pictures and not listing.locked:
+        raise _no_photos(folder, recursive, listing)
+    photos: list[Photo] = []
+    problems = [_locked_folder(path, reason) for path, reason in listing.locked]
+    for path in listing.pictures:
+        try:
+            photos.append(_read_photo(path, minimum_side_px, maximum_megapixels))
+        except PictureError as error:
+            problems.append(PhotoProblem(path, error.reason, error.fix))
+    return PhotoScan(
+        photos=tuple(photos),
+        problems=tuple(problems),
+        hidden=listing.hidden,
+        other=len(listing.other),
+        duplicates=_duplicates(photos),
+    )
+
+
+def require_usable(scan: PhotoScan, *, skip_bad: bool) -> tuple[Photo, ...]:
+    """The photos to train on.
+
+    Args:
+        scan: what the folder holds.
+        skip_bad: train on the usable photos even if there are others.
+
+    Raises:
+        DataError: no photo is usable, or some are not and `skip_bad` is off; all are listed.
+    """
+    if scan.photos and (skip_bad or not scan.problems):
+        return scan.photos
+    bad, total = len(scan.problems), len(scan.problems) + len(scan.photos)
+    fix = "Fix these"
+    if scan.photos:
+        fix += f", or run with --set data.skip_bad=true to train on the other {len(scan.photos)}"
+    raise DataError(
+        f"Photo folder problem: {bad} of {total} photos cannot be used.",
+        where="\n".join(f"{shown(p.path)} {p.reason}. {p.fix}" for p in scan.problems),
+        fix=f"{fix}.",
+    )
+
+
+def _read_photo(path: Path, minimum_side_px: int, maximum_megapixels: float) -> Photo:
+    if path.suffix.lower() in HEIC_SUFFIXES:
+        raise PictureError(path, HEIC_REASON, HEIC_FIX)
+    size = measure(path, maximum_megapixels=maximum_megapixels)
+    _require_photo_shape(path, size, minimum_side_px)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Photo(path, size, digest)
+
+
+def _require_photo_shape(path: Path, size: Size, minimum_side_px: int) -> None:
+    short, long = sorted((size.width, size.height))
+    pixels = f"is {size.width} x {size.height} px"
+    if short < minimum_side_px:
+        reason = f"{pixels}; the smallest usable side is {minimum_side_px} px"
+        raise PictureError(path, reason, "Use a larger version, or remove it.")
+    if long > MAXIMUM_ASPECT * short:
+        reason = f"{pixels}; nearly all of it would be cropped away"
+        raise PictureError(path, reason, "Cut it to the shape of a photo, or remove it.")
+
+
+def _locked_folder(path: Path, reason: str) -> PhotoProblem:
+    fix = "Give yourself the permission to read it, or remove it."
+    return PhotoProblem(path, f"is a folder that cannot be listed ({reason})", fix)
+
+
+def _no_photos(folder: Path, recursive: bool, listing: Listing) -> DataError:
+    where = shown(folder.absolute())
+    if not recursive and listing.has_folders:
+        below = len(list_folder(folder, recursive=True).pictures)
+        if below:
+            return DataError(
+                f"All photos ({below}) are in sub-folders of '{shown(folder)}'.",
+                where=where,
+                fix="Run with --set data.recursive=true, or give one of the sub-folders.",
+            )
+    number = len(listing.other)
+    found = f"it holds {number} other file{'s'[: number != 1]}" if number else "it is empty"
+    kinds = ", ".join(suffix[1:] for suffix in PHOTO_SUFFIXES)
+    return DataError(
+        f"There are no photos in '{shown(folder)}': {found}.",
+        where=where,
+        fix=f"Put photos into it ({kinds}).",
+    )
+
+
+def _duplicates(photos: list[Photo]) -> tuple[tuple[Path, ...], ...]:
+    groups: dict[str, list[Path]] = {}
+    for photo in photos:
+        groups.setdefault(photo.digest, []).append(photo.path)
+    return tuple(tuple(paths) for paths in groups.values() if len(paths) > 1)

@@ -1,0 +1,124 @@
+"""Line charts as SVG text, for a page that must work without any script or download."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 460, 240
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
+SMOOTHING = 0.9  # share of the running mean kept at each point, as TensorBoard's slider
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a chart: its range and the round values marked on it."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Where `value` lies between the pixels `start` and `end`."""
+        return start + (value - self.low) / (self.high - self.low) * (end - start)
+
+
+def smooth(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
+    """Running mean without the pull towards zero at the start (Adam's bias correction)."""
+    result = []
+    mean = 0.0
+    for count, value in enumerate(values, start=1):
+        mean = keep * mean + (1 - keep) * value
+        result.append(mean / (1 - keep**count))
+    return result
+
+
+def nice_axis(low: float, high: float, wanted: int = 5) -> Axis:
+    """Round the range outwards to multiples of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        spread = abs(low) * 0.5 or 1.0
+        low, high = (0.0, low + spread) if low >= 0 else (low - spread, 0.0)
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(first * step, last * step, tuple(n * step for n in range(first, last + 1)))
+
+
+def line_chart(
+    steps: Sequence[int],
+    values: Sequence[float],
+    *,
+    label: str,
+    smoothed: bool,
+    marks: Sequence[int] = (),
+) -> Markup:
+    """A chart of `values` over `steps`; empty when fewer than two values are finite.
+
+    Args:
+        label: what the values are, written beside the axis and read out by screen readers.
+        smoothed: draw the values thin and their running mean thick.
+        marks: steps at which a file was saved, drawn as upright dashed lines.
+    """
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+    if len(points) < 2:
+        return Markup("")
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    across = Axis(xs[0], max(xs[-1], xs[0] + 1), nice_axis(xs[0], xs[-1], 6).ticks)
+    upright = nice_axis(min(0.0, *ys), max(ys))
+    parts = [_grid(across, upright, label), *(_mark(across, step) for step in marks)]
+    if smoothed:
+        parts += [_line(across, upright, xs, ys, "raw")]
+        parts += [_line(across, upright, xs, smooth(ys), "main")]
+    else:
+        parts += [_line(across, upright, xs, ys, "main")]
+    body = Markup("\n").join(parts)
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">\n{}\n</svg>'
+    ).format(WIDTH, HEIGHT, label, body)
+
+
+def _grid(across: Axis, upright: Axis, label: str) -> Markup:
+    parts = []
+    for tick in upright.ticks:
+        y = upright.place(tick, HEIGHT - BOTTOM, TOP)
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in across.ticks:
+        if not across.low <= tick <= across.high:
+            continue
+        x = across.place(tick, LEFT, WIDTH - RIGHT)
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.0f}</text>'
+        )
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>'
+    )
+    parts.append(
+        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(label)}</text>'
+    )
+    return Markup("\n".join(parts))
+
+
+def _mark(across: Axis, step: int) -> Markup:
+    if not across.low <= step <= across.high:
+        return Markup("")
+    x = across.place(step, LEFT, WIDTH - RIGHT)
+    return Markup(
+        '<line class="mark" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}">'
+        "<title>saved at step {3}</title></line>"
+    ).format(x, TOP, HEIGHT - BOTTOM, step)
+
+
+def _line(across: Axis, upright: Axis, xs: Sequence[int], ys: Sequence[float], name: str) -> Markup:
+    path = " ".join(
+        f"{across.place(x, LEFT, WIDTH - RIGHT):.1f},{upright.place(y, HEIGHT - BOTTOM, TOP):.1f}"
+        for x, y in zip(xs, ys, strict=True)
+    )
+    return Markup('<polyline class="{}" points="{}"/>').format(name, path)

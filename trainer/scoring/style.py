@@ -1,0 +1,123 @@
+"""How much a picture has the look of some photos, whatever it shows, without a network.
+
+A picture is described by its tones, colourfulness and edges: which lightness and chroma it holds,
+how strong and how directed its edges are at three sizes, and whether its lines are lighter or more
+colourful than what lies between them. Where in the picture things are does not enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from trainer.scoring.colours import thumbnails, to_lab
+from trainer.scoring.traits import Array, Scale, fit_scale
+
+SIDE_PX = 64
+HALVINGS = 3
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DIRECTIONS = 4
+
+
+class StyleScorer:
+    """Scores pictures from 0 (the base's own look) to 1 (the photos' look)."""
+
+    def __init__(self, scale: Scale, centre: Array, spread: Array) -> None:
+        self._scale = scale
+        self._centre = centre
+        self._spread = spread
+
+    @classmethod
+    def fit(cls, photos: Sequence[Image.Image], others: Sequence[Image.Image]) -> Self:
+        """Learn the look from upright RGB pictures of any size.
+
+        Raises:
+            ValueError: no photo, or fewer than two other pictures.
+        """
+        photos_NF, others_MF = describe(photos), describe(others)
+        population = np.concatenate([photos_NF, others_MF])
+        centre, spread = population.mean(axis=0), population.std(axis=0) + 1e-6
+        scale = fit_scale(
+            _as_views((photos_NF - centre) / spread), _as_views((others_MF - centre) / spread)
+        )
+        return cls(scale, centre, spread)
+
+    @property
+    def photos_scores(self) -> tuple[float, ...]:
+        """The photos' own scores, each found without that photo; their mean is 1."""
+        return self._scale.photos_scores
+
+    @property
+    def others_scores(self) -> tuple[float, ...]:
+        """The scores of the other pictures; their mean is 0."""
+        return self._scale.others_scores
+
+    def score(self, images: Sequence[Image.Image]) -> list[float]:
+        """One score for each picture."""
+        return self._scale.score(_as_views((describe(images) - self._centre) / self._spread))
+
+
+def describe(images: Sequence[Image.Image]) -> Array:
+    """The low-level look of each picture: [N, F]."""
+    features = [_describe(thumbnails([image], SIDE_PX)[0]) for image in images]
+    return np.array(features).reshape(len(images), -1)
+
+
+def _as_views(features_NF: Array) -> Array:
+    return features_NF[:, None, :, None]
+
+
+def _describe(rgb: Array) -> Array:
+    lab = to_lab(rgb)
+    lightness, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
+    parts = [_tones(lightness), _tones(chroma)]
+    for _ in range(HALVINGS):
+        parts.append(_edges(lightness, chroma))
+        lightness, chroma = _halve(lightness), _halve(chroma)
+    return np.concatenate(parts)
+
+
+def _tones(values: Array) -> Array:
+    return np.concatenate([[values.mean(), values.std()], np.quantile(values, QUANTILES)])
+
+
+def _halve(values: Array) -> Array:
+    half = len(values) // 2
+    return values.reshape(half, 2, half, 2).mean(axis=(1, 3))
+
+
+def _edges(lightness: Array, chroma: Array) -> Array:
+    """Strength, direction and line character of the edges at one size."""
+    down, across = np.gradient(lightness)
+    strength = np.hypot(down, across)
+    total = strength.sum() + 1e-6
+    angle = np.mod(np.arctan2(down, across), np.pi) * (DIRECTIONS / np.pi)
+    which = np.floor(angle + 0.5).astype(int) % DIRECTIONS
+    directed = np.bincount(which.ravel(), strength.ravel(), DIRECTIONS) / total
+    line = _above_surroundings(lightness)
+    return np.concatenate(
+        [
+            [strength.mean(), strength.std(), np.quantile(strength, 0.95)],
+            directed,
+            [(strength * lightness).sum() / total - lightness.mean()],
+            [(strength * chroma).sum() / total - chroma.mean()],
+            [np.maximum(line, 0).mean(), np.maximum(-line, 0).mean(), _skewness(line)],
+            [np.abs(_above_surroundings(chroma)).mean()],
+        ]
+    )
+
+
+def _above_surroundings(values: Array) -> Array:
+    """How far each pixel lies above the mean of its four neighbours."""
+    padded = np.pad(values, 1, mode="edge")
+    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    return values - around / 4
+
+
+def _skewness(values: Array) -> float:
+    """Positive for light lines on dark ground; squashed, as it has no bounds."""
+    deviations = values - values.mean()
+    return float(np.tanh((deviations**3).mean() / (values.std() ** 3 + 1e-6) / 4))

@@ -1,0 +1,124 @@
+"""The LoRA file of a run: tensors and metadata written, read back and checked."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from trainer import __version__
+from trainer.adapters.attach import Attached
+from trainer.adapters.file import Verified, verify_lora, write_lora
+from trainer.adapters.metadata import TrainingFacts, build_metadata
+from trainer.adapters.naming import KeyNaming, expected_shapes, kohya_tensors
+from trainer.config.reader import to_toml
+from trainer.data.buckets import bucket_counts
+from trainer.training.device import PRECISIONS
+from trainer.training.session import Session
+from trainer.types import Size
+
+THUMBNAIL_PX = 256
+
+
+def export_lora(
+    session: Session, path: Path, *, step: int, started_at: float, thumbnail: Image.Image | None
+) -> Verified:
+    """Write the adapters as they are now and check what was written.
+
+    Args:
+        step: optimizer steps done.
+        started_at: when the training started, seconds since 1970.
+        thumbnail: a picture for the file's metadata.
+
+    Raises:
+        OutputError: it cannot be written.
+        FileFormatError: what was written is not what it should be.
+    """
+    tensors: dict[str, Tensor] = {}
+    expected: dict[str, tuple[int, ...]] = {}
+    for attached, naming in named_adapters(session):
+        tensors |= kohya_tensors(attached, naming)
+        expected |= expected_shapes(attached, naming)
+    metadata = build_metadata(
+        _facts(session, path.stem, step, started_at, _jpeg(thumbnail) if thumbnail else None)
+    )
+    precision = session.job.config.adapter.save_precision
+    write_lora(path, tensors, metadata, dtype=PRECISIONS[precision])
+    return verify_lora(path, expected)
+
+
+def named_adapters(session: Session) -> list[tuple[Attached, KeyNaming]]:
+    """Each component's adapters with the naming of the family's files."""
+    prefixes = session.backbone.names.prefixes
+    return [
+        (attached, KeyNaming(*prefixes[component]))
+        for component, attached in session.learner.adapters.items()
+    ]
+
+
+def _facts(
+    session: Session, name: str, step: int, started_at: float, thumbnail: bytes | None
+) -> TrainingFacts:
+    job, names = session.job, session.backbone.names
+    config = job.config
+    side = config.data.resolution or job.facts.resolution
+    prediction = session.learner.objective.schedule.prediction
+    text_encoder_lr = config.optimizer.text_encoder_learning_rate
+    return TrainingFacts(
+        output_name=name,
+        version=__version__,
+        kind=config.run.kind,
+        trigger=config.caption.trigger,
+        class_noun=config.caption.class_noun,
+        note=job.note,
+        base_name=job.facts.name,
+        base_model_version=names.version,
+        architecture=names.architecture,
+        implementation=names.implementation,
+        prediction_type="epsilon" if prediction == "epsilon" else "v",
+        v2=names.v2,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        captions=tuple(photo.captioned.text for photo in job.photos),
+        repeats=config.data.repeats,
+        resolution=Size(side, side),
+        buckets=bucket_counts(job.photos),
+        bucket_ar_error=_aspect_error(session),
+        steps=step,
+        epochs=session.epochs,
+        learning_rate=config.optimizer.learning_rate,
+        unet_lr=config.optimizer.learning_rate,
+        text_encoder_lr=text_encoder_lr if config.adapter.text_encoder else None,
+        optimizer=config.optimizer.name,
+        lr_scheduler=config.optimizer.schedule,
+        seed=config.run.seed,
+        mixed_precision=session.device.precision,
+        started_at=started_at,
+        finished_at=time.time(),
+        settings_toml=to_toml(config),
+        thumbnail_jpeg=thumbnail,
+    )
+
+
+def _aspect_error(session: Session) -> float:
+    """Mean difference between a photo's aspect ratio and its bucket's."""
+    errors = [
+        abs(
+            photo.captioned.photo.size.width / photo.captioned.photo.size.height
+            - photo.bucket.width / photo.bucket.height
+        )
+        for photo in session.job.photos
+    ]
+    return math.fsum(errors) / len(errors)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    side = THUMBNAIL_PX
+    picture = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -1,0 +1,245 @@
+"""The end of a run: contact sheet, report, and what was learned in one sentence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from PIL import Image
+
+from trainer import __version__
+from trainer.adapters.file import Verified, file_hashes
+from trainer.config.reader import to_toml
+from trainer.data.decode import decode_upright
+from trainer.report.page import (
+    CurvePoint,
+    FileFacts,
+    PhotoRow,
+    ReportData,
+    ScoreRow,
+    SettingRow,
+    render_report,
+)
+from trainer.training.job import Job
+from trainer.training.reports import read_metrics
+from trainer.training.run_folder import write_text
+from trainer.training.samples import StepScores
+from trainer.training.session import Session
+
+# A likeness this far above the highest of any other picture is called learned.
+CLEARLY = 0.1
+# A rise without the trigger up to this is called staying as it was.
+LEAK = 0.2
+
+
+def write_sheet(session: Session) -> Image.Image | None:
+    """Draw the contact sheet of all samples so far into the output folder."""
+    job, samples = session.job, session.samples
+    if samples is None:
+        return None
+    photos = [
+        decode_upright(photo.captioned.photo.path, background=job.background)
+        for photo in job.photos
+    ]
+    caption = job.config.caption
+    sheet = samples.sheet(
+        title=f"{job.folder.name}: {caption.trigger} {caption.class_noun}",
+        subtitle=f"{len(photos)} photos, trained on {base_title(job)}",
+        photos=photos,
+    )
+    sheet.save(job.folder.contact_sheet)
+    return sheet
+
+
+def learned(session: Session) -> str:
+    """What was learned, in plain words with its numbers."""
+    if session.scorer is None or session.samples is None or not session.samples.scores:
+        return (
+            "not measured: preview.every_steps is 0, so no samples were drawn"
+            if session.samples is None
+            else "not measured: no prompt in preview.prompts holds the trigger word"
+        )
+    first, last = session.samples.scores[0], session.samples.scores[-1]
+    highest = max(session.scorer.others_scores)
+    caption = session.job.config.caption
+    word = "likeness" if session.job.config.run.kind == "face" else "style"
+    return (
+        f"{word} of '{caption.trigger} {caption.class_noun}' {first.trigger:.2f} -> "
+        f"{last.trigger:.2f} (0 = other pictures, the nearest of them {highest:.2f}; "
+        f"1 = your photos); without the trigger {first.plain:.2f} -> {last.plain:.2f}, "
+        f"drift {last.drift:.2f}"
+    )
+
+
+def write_report(session: Session, verified: Verified, sheet: Image.Image | None) -> None:
+    """Write report.html."""
+    job = session.job
+    config = job.config
+    rows = read_metrics(job.folder.metrics)
+    seconds = sum(row["seconds"] for row in rows)
+    saved = config.run.save_every_steps
+    page = render_report(
+        ReportData(
+            title=job.folder.name,
+            headline=_headline(session),
+            summary=f"{len(job.photos)} photos, {config.run.total_steps} steps, "
+            f"{seconds / 60:.1f} minutes of training on {base_title(job)}.",
+            trigger=config.caption.trigger,
+            example_prompt=_example_prompt(session),
+            file=_file_facts(session, verified),
+            contact_sheet=sheet,
+            scores=_score_rows(session),
+            scores_note=f"The score was {learned(session)}." if not _scored(session) else "",
+            notes=(f"This file is {job.note}.",) if job.note else (),
+            good=_is_good(session),
+            curve=tuple(CurvePoint(row["step"], row["loss"], row["rate"]) for row in rows),
+            saved_steps=tuple(range(saved, config.run.total_steps + 1, saved)),
+            photos=_photo_rows(job),
+            settings=_setting_rows(job),
+            settings_toml=to_toml(config),
+            versions=versions(),
+            command=job.command,
+        )
+    )
+    write_text(job.folder.report, page)
+
+
+def base_title(job: Job) -> str:
+    """The base by the name that a person knows it by."""
+    return "the Likeness embedded base" if job.facts.embedded else f"the base '{job.facts.name}'"
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides what a run computes."""
+    packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow")
+    return {
+        "likeness": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _scored(session: Session) -> bool:
+    return bool(session.scorer and session.samples and session.samples.scores)
+
+
+def _ends(session: Session) -> tuple[StepScores, StepScores, float]:
+    """First and last scores, and the highest score of any picture of the class."""
+    assert session.samples is not None
+    assert session.scorer is not None
+    scores = session.samples.scores
+    return scores[0], scores[-1], max(session.scorer.others_scores)
+
+
+def _is_good(session: Session) -> bool:
+    if not _scored(session):
+        return True
+    first, last, highest = _ends(session)
+    return last.trigger > highest + CLEARLY and last.plain - first.plain <= LEAK
+
+
+def _headline(session: Session) -> str:
+    caption = session.job.config.caption
+    name = f"'{caption.trigger} {caption.class_noun}'"
+    if not _scored(session):
+        return f"{name} was trained; what it learned was not measured."
+    first, last, highest = _ends(session)
+    if last.trigger > highest + CLEARLY:
+        if last.plain - first.plain <= LEAK:
+            return f"{name} now looks like your photos, and other prompts stayed as they were."
+        return f"{name} now looks like your photos, but so do prompts without the trigger a little."
+    if last.trigger > first.trigger + CLEARLY:
+        return f"{name} looks more like your photos than before, but is not there yet."
+    return f"{name} was hardly learned: more steps, a higher rate or more photos may help."
+
+
+def _score_rows(session: Session) -> tuple[ScoreRow, ...]:
+    if not _scored(session):
+        return ()
+    first, last, highest = _ends(session)
+    kind = "Likeness" if session.job.config.run.kind == "face" else "Style"
+    count = len(session.scorer.others_scores) if session.scorer else 0
+    return (
+        ScoreRow(
+            name=f"{kind} with the trigger word",
+            sentence=f"Samples with the trigger went from {first.trigger:.2f} to "
+            f"{last.trigger:.2f}; the nearest of {count} other pictures reaches {highest:.2f}.",
+            before=first.trigger,
+            after=last.trigger,
+            mark=highest,
+            mark_name="nearest other picture",
+        ),
+        ScoreRow(
+            name=f"{kind} without the trigger word",
+            sentence=f"The same prompts without the trigger went from {first.plain:.2f} to "
+            f"{last.plain:.2f}; they should stay where they were.",
+            before=first.plain,
+            after=last.plain,
+        ),
+        ScoreRow(
+            name="Drift of everything else",
+            sentence=f"Prompts without the trigger moved by {last.drift:.2f} of what another "
+            "seed changes; less is better.",
+            before=0.0,
+            after=last.drift,
+            low="unchanged",
+            high="as different as another seed",
+        ),
+    )
+
+
+def _example_prompt(session: Session) -> str:
+    caption = session.job.config.caption
+    if session.samples is not None:
+        for prompt in session.samples.prompts:
+            if prompt.triggered:
+                return prompt.text
+    return f"{caption.trigger} {caption.class_noun}"
+
+
+def _file_facts(session: Session, verified: Verified) -> FileFacts:
+    job = session.job
+    hashes = file_hashes(job.folder.lora)
+    named = {
+        "SHA-256": hashes.sha256,
+        "AutoV2": hashes.autov2,
+        "AutoV3": hashes.autov3[:12],
+        **({"AutoV1": hashes.autov1} if hashes.autov1 else {}),
+    }
+    return FileFacts(
+        path=str(job.folder.lora),
+        size_bytes=job.folder.lora.stat().st_size,
+        hashes=named,
+        verified=True,
+        verification=f"Read back after writing: all {verified.matched} tensors match the base's "
+        "key table.",
+        facts={
+            "rank": str(job.config.adapter.rank),
+            "alpha": f"{job.config.adapter.alpha:g}",
+            "layers": job.config.adapter.targets
+            + (" and text encoder" if job.config.adapter.text_encoder else ""),
+            "family": session.backbone.names.version,
+        },
+    )
+
+
+def _photo_rows(job: Job) -> tuple[PhotoRow, ...]:
+    return tuple(
+        PhotoRow(
+            name=photo.captioned.photo.path.name,
+            image=decode_upright(photo.captioned.photo.path, background=job.background),
+            caption=photo.captioned.text,
+            origin=photo.captioned.origin,
+            bucket=str(photo.bucket),
+            size=str(photo.captioned.photo.size),
+        )
+        for photo in job.photos
+    )
+
+
+def _setting_rows(job: Job) -> tuple[SettingRow, ...]:
+    return tuple(
+        SettingRow(f"{section}.{name}", str(value), job.origins.get(f"{section}.{name}", ""))
+        for section, values in job.config.model_dump(exclude_none=True).items()
+        for name, value in values.items()
+    )

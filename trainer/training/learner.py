@@ -1,0 +1,178 @@
+"""What is trained and how one step of it goes: adapters on a frozen base, loss, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trainer.adapters.attach import Attached, attach
+from trainer.data.batches import BatchPlan
+from trainer.diffusion.noise import draw_for_step
+from trainer.diffusion.objective import diffusion_loss
+from trainer.diffusion.schedule import NoiseSchedule
+from trainer.families import Backbone
+from trainer.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """What is attached where."""
+
+    kind: str
+    rank: int
+    alpha: float
+    targets: str
+    text_encoder: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What counts as an error; the fields are those of the settings section of that name."""
+
+    schedule: NoiseSchedule
+    min_snr_gamma: float
+    noise_offset: float
+    caption_dropout: float
+    prior_weight: float
+    batch_size: int
+    seed: int
+
+
+def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached]:
+    """Attach adapters to each component that is trained; its base weights are frozen."""
+    components = backbone.components
+    names = ["unet", "text_encoder"] if plan.text_encoder else ["unet"]
+    return {
+        name: attach(
+            components[name],
+            backbone.layer_names(name, plan.targets),
+            adapter=plan.kind,
+            rank=plan.rank,
+            alpha=plan.alpha,
+            seed=plan.seed,
+        )
+        for name in names
+    }
+
+
+@contextmanager
+def disabled(adapters: Mapping[str, Attached]) -> Iterator[None]:
+    """The base as it is without the adapters."""
+    with ExitStack() as stack:
+        for attached in adapters.values():
+            stack.enter_context(attached.disabled())
+        yield
+
+
+class Learner:
+    """Backbone, adapters and optimizer of one run.
+
+    Args:
+        backbone: the frozen base.
+        adapters: by component, as `attach_adapters` made them.
+        optimizer: over the adapters' parameters.
+        batches: of the photos.
+        prior: batches of the base's own class pictures, or None.
+        objective: the loss.
+        accelerator: device and precision; only its `prepare`, `backward` and clipping are used.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: Mapping[str, Attached],
+        optimizer: torch.optim.Optimizer,
+        batches: BatchPlan,
+        prior: BatchPlan | None,
+        objective: Objective,
+        accelerator: Accelerator,
+    ) -> None:
+        self.backbone = backbone
+        self.adapters = dict(adapters)
+        self.optimizer: Any = accelerator.prepare(optimizer)
+        self.batches = batches
+        self.prior = prior
+        self.objective = objective
+        self.accelerator = accelerator
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [
+            parameter for attached in self.adapters.values() for parameter in attached.parameters()
+        ]
+
+    def loss(self, index: int) -> Tensor:
+        """Loss of batch `index` since the start of training, a scalar.
+
+        Every photo weighs 1 / batch_size, also in a batch that its bucket could not fill.
+        """
+        batch = self.batches.batch(index)
+        count = len(batch.keys)
+        prior = self.prior.batch(index) if self.prior else None
+        if prior is None:
+            return self._losses(batch, index).sum() / self.objective.batch_size
+        if batch.latents_BChw.shape[1:] == prior.latents_BChw.shape[1:]:
+            # One pass over both is quicker than two.
+            losses_B = self._losses(_joined(batch, prior), index)
+            photos_B, prior_B = losses_B[:count], losses_B[count:]
+        else:
+            photos_B, prior_B = self._losses(batch, index), self._losses(prior, index)
+        photo_loss = photos_B.sum() / self.objective.batch_size
+        return photo_loss + self.objective.prior_weight * prior_B.mean()
+
+    def _losses(self, batch: Batch, index: int) -> Tensor:
+        """Loss of each sample, [B]."""
+        objective = self.objective
+        device = self.accelerator.device
+        _, *shape = batch.latents_BChw.shape
+        draws = draw_for_step(
+            objective.seed,
+            index,
+            batch.keys,
+            (shape[0], shape[1], shape[2]),
+            timesteps=objective.schedule.timesteps,
+            noise_offset=objective.noise_offset,
+            caption_dropout=objective.caption_dropout,
+        )
+        latents_BChw = batch.latents_BChw.to(device)
+        noise_BChw, timesteps_B = draws.noise_BChw.to(device), draws.timesteps_B.to(device)
+        noisy_BChw = objective.schedule.add_noise(latents_BChw, noise_BChw, timesteps_B)
+        prompt_BTD = self._prompts(batch, draws.keep_caption).to(device)
+        return diffusion_loss(
+            self.backbone.predict(noisy_BChw, timesteps_B, prompt_BTD),
+            objective.schedule.target(latents_BChw, noise_BChw, timesteps_B),
+            objective.schedule,
+            timesteps_B,
+            objective.min_snr_gamma,
+        )
+
+    def _prompts(self, batch: Batch, keep: Sequence[bool]) -> Tensor:
+        """Prompt embeddings [B, T, D]; captions that are dropped become the empty text."""
+        if batch.prompt_BTD is None:
+            texts = [text if kept else "" for text, kept in zip(batch.texts, keep, strict=True)]
+            return self.backbone.encode_prompts(texts)
+        if all(keep):
+            return batch.prompt_BTD
+        with torch.no_grad():
+            empty_1TD = self.backbone.encode_prompts([""]).float().cpu()
+        mask_B11 = torch.tensor(keep)[:, None, None]
+        return torch.where(mask_B11, batch.prompt_BTD, empty_1TD)
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    prompt_BTD = None
+    if first.prompt_BTD is not None and second.prompt_BTD is not None:
+        prompt_BTD = torch.cat([first.prompt_BTD, second.prompt_BTD])
+    return Batch(
+        latents_BChw=torch.cat([first.latents_BChw, second.latents_BChw]),
+        texts=first.texts + second.texts,
+        keys=first.keys + second.keys,
+        prompt_BTD=prompt_BTD,
+    )

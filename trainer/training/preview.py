@@ -1,0 +1,228 @@
+"""Sample images during training: what to draw (prompts files) and drawing it.
+
+A prompts file has one prompt per line; `#` starts a comment. `{trigger}` and `{class}` are filled
+in. At the end of a line come sd-scripts' options: `--n` negative prompt, `--w` and `--h` size in
+px, `--d` seed, `--l` guidance scale, `--s` sampling steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from trainer.errors import DataError
+from trainer.families import Backbone
+from trainer.types import Size
+
+OPTION = re.compile(r"\s--([a-z]+)\s+(.*?)(?=\s--[a-z]+\s|$)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPrompt:
+    """One sample image to draw."""
+
+    text: str
+    negative: str
+    size: Size
+    seed: int
+    guidance: float
+    steps: int
+    triggered: bool
+
+    def without(self, trigger: str) -> PreviewPrompt:
+        """The same picture without the trigger word, to see what leaks into everything else."""
+        bare = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)\s*", "", self.text)
+        return replace(self, text=bare.strip(" ,"), triggered=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewDefaults:
+    """What a line of a prompts file does not say; seeds count up from `seed`."""
+
+    size: Size
+    seed: int
+    guidance: float
+    steps: int
+    side_step_px: int
+
+
+def read_prompts(
+    path: Path, trigger: str, class_noun: str, defaults: PreviewDefaults
+) -> list[PreviewPrompt]:
+    """Read a prompts file.
+
+    Raises:
+        DataError: a line has an option that is not known or a value that does not fit, or there
+            is no prompt; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The prompts file cannot be read: {error}",
+            where=str(path),
+            fix="It has to be a text file in UTF-8 with one prompt per line.",
+        ) from error
+    prompts: list[PreviewPrompt] = []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            own = replace(defaults, seed=defaults.seed + len(prompts))
+            where = f"{path}, line {number}: {text}"
+            prompts.append(parse_prompt(text, trigger, class_noun, own, where))
+    if not prompts:
+        raise DataError(
+            "The prompts file has no prompt.",
+            where=str(path),
+            fix="Write one per line, such as: {trigger} {class}, beach background",
+        )
+    return prompts
+
+
+def parse_prompt(
+    line: str, trigger: str, class_noun: str, defaults: PreviewDefaults, where: str
+) -> PreviewPrompt:
+    """One line of a prompts file; `where` names it in an error."""
+    first = OPTION.search(f" {line}")
+    text = f" {line}"[: first.start()].strip() if first else line
+    options = dict(OPTION.findall(f" {line}"))
+    if unknown := sorted(set(options) - set("nwhdls")):
+        raise DataError(
+            f"The prompt has an option that is not known: --{unknown[0]}",
+            where=where,
+            fix="Known are --n TEXT, --w PX, --h PX, --d SEED, --l GUIDANCE and --s STEPS.",
+        )
+
+    def number(name: str, default: float, lowest: float, highest: float) -> float:
+        try:
+            value = float(options.get(name, default))
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= highest:
+            raise DataError(
+                f"The prompt's option --{name} {options[name]} is not between "
+                f"{lowest:g} and {highest:g}.",
+                where=where,
+                fix="Correct the number.",
+            )
+        return value
+
+    step = defaults.side_step_px
+    width = int(number("w", defaults.size.width, step, 2048)) // step * step
+    height = int(number("h", defaults.size.height, step, 2048)) // step * step
+
+    def fill(part: str) -> str:
+        return part.replace("{trigger}", trigger).replace("{class}", class_noun)
+
+    text = fill(text)
+    return PreviewPrompt(
+        text=text,
+        negative=fill(options.get("n", "").strip()),
+        size=Size(width, height),
+        seed=int(number("d", defaults.seed, 0, 2**53)),
+        guidance=number("l", defaults.guidance, 1.0, 30.0),
+        steps=int(number("s", defaults.steps, 1, 200)),
+        triggered=re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None,
+    )
+
+
+def chunk_size(size: Size) -> int:
+    """Pictures drawn at once: about two of 512 px, so that a small GPU is not filled."""
+    return max(1, min(16, 2 * 512 * 512 // size.area))
+
+
+@torch.no_grad()
+def draw(
+    backbone: Backbone,
+    prompts: Sequence[PreviewPrompt],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Image.Image]:
+    """Draw each prompt, in the order given, as a plain diffusers pipeline would."""
+
+    def alike(number: int) -> tuple[object, ...]:
+        prompt = prompts[number]
+        return (prompt.size, prompt.steps, prompt.guidance)
+
+    images: dict[int, Image.Image] = {}
+    order = sorted(range(len(prompts)), key=lambda number: (alike(number), number))
+    for _, group in groupby(order, key=alike):
+        numbers = list(group)
+        first = prompts[numbers[0]]
+        width = chunk_size(first.size)
+        for start in range(0, len(numbers), width):
+            chunk = numbers[start : start + width]
+            latents_NChw = draw_latents(
+                backbone,
+                [prompts[n].text for n in chunk],
+                [prompts[n].seed for n in chunk],
+                size=first.size,
+                steps=first.steps,
+                guidance=first.guidance,
+                negatives=[prompts[n].negative for n in chunk],
+            )
+            images.update(zip(chunk, decode(backbone, latents_NChw), strict=True))
+            progress(len(images), len(prompts))
+    return [images[number] for number in range(len(prompts))]
+
+
+@torch.no_grad()
+def draw_latents(
+    backbone: Backbone,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    size: Size,
+    steps: int,
+    guidance: float,
+    negatives: Sequence[str] | None = None,
+) -> Tensor:
+    """Latents [N, C, h, w] float32 of N pictures of one size, each from its own seed."""
+    result = backbone.pipeline()(
+        prompt=list(texts),
+        negative_prompt=list(negatives) if negatives else None,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        width=size.width,
+        height=size.height,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+    )
+    latents_NChw: Tensor = result.images.float().cpu()
+    return latents_NChw
+
+
+@torch.no_grad()
+def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
+    """Latents as pictures, in the way the pipeline itself does it."""
+    pipeline = backbone.pipeline()
+    vae = pipeline.vae
+    scaled = latents_NChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    pixels_NCHW = vae.decode(scaled, return_dict=False)[0]
+    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels_NCHW.float(), "pil")
+    return images
+
+
+def save_preview(
+    path: Path, image: Image.Image, prompt: PreviewPrompt, *, model: str, sampler: str
+) -> None:
+    """Write a PNG that carries its prompt and settings as A1111 writes them."""
+    text = "\n".join(
+        [
+            prompt.text,
+            *([f"Negative prompt: {prompt.negative}"] if prompt.negative else []),
+            f"Steps: {prompt.steps}, Sampler: {sampler}, CFG scale: {prompt.guidance:g}, "
+            f"Seed: {prompt.seed}, Size: {prompt.size}, Model: {model}",
+        ]
+    )
+    info = PngInfo()
+    info.add_itxt("parameters", text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=info)

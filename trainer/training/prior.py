@@ -1,0 +1,107 @@
+"""Pictures of the class that the base draws before training, for prior preservation.
+
+DreamBooth (arXiv 2208.12242, section 3.2): training on the base's own pictures of the class beside
+the photos keeps the class from turning into the one subject. They are drawn straight to latents,
+so nothing is lost on a way through the VAE, and kept on disk for the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer.data.cache import TensorCache, fingerprint
+from trainer.diffusion.noise import seed_of
+from trainer.families import Backbone
+from trainer.training.encode import CACHE_FORMAT, EncodeOptions, encode_text
+from trainer.training.preview import decode, draw_latents
+from trainer.types import CachedSample, Size
+
+
+@dataclass(frozen=True, slots=True)
+class PriorOptions:
+    """How the class pictures are drawn."""
+
+    prompts: tuple[str, ...]
+    pictures: int
+    size: Size
+    sampling_steps: int
+    guidance_scale: float
+    seed: int
+
+
+@torch.no_grad()
+def draw_prior(
+    backbone: Backbone,
+    cache: TensorCache,
+    options: PriorOptions,
+    encoding: EncodeOptions,
+    progress: Callable[[int, int], None],
+) -> list[CachedSample]:
+    """Draw (or find in the cache) the class pictures as training samples.
+
+    Picture n uses prompt n modulo their number and a seed of its own.
+    """
+    samples = []
+    for start in range(0, options.pictures, BATCH):
+        numbers = range(start, min(start + BATCH, options.pictures))
+        texts = [options.prompts[n % len(options.prompts)] for n in numbers]
+        entry = fingerprint(
+            "prior",
+            CACHE_FORMAT,
+            encoding.base,
+            *texts,
+            start,
+            options.size.width,
+            options.size.height,
+            options.sampling_steps,
+            options.guidance_scale,
+            options.seed,
+        )
+        seeds = [seed_of(options.seed, "prior", n) for n in numbers]
+
+        def make(texts: Sequence[str] = texts, seeds: Sequence[int] = seeds) -> dict[str, Tensor]:
+            return {
+                "latents": draw_latents(
+                    backbone,
+                    texts,
+                    seeds,
+                    size=options.size,
+                    steps=options.sampling_steps,
+                    guidance=options.guidance_scale,
+                )
+            }
+
+        latents_NChw = cache.get_or_make(entry, make)["latents"]
+        for n, text, latents_Chw in zip(numbers, texts, latents_NChw, strict=True):
+            prompt_TD = None
+            if encoding.cache_prompts:
+                prompt_TD = encode_text(text, backbone, cache, encoding)
+            samples.append(
+                CachedSample(
+                    key=f"prior-{n}",
+                    latents_Chw=latents_Chw.clone(),
+                    text=text,
+                    prompt_TD=prompt_TD,
+                )
+            )
+        progress(len(samples), options.pictures)
+    return samples
+
+
+# Pictures drawn at once: a power of two that a small GPU takes at 512 px.
+BATCH = 8
+
+
+@torch.no_grad()
+def prior_images(backbone: Backbone, samples: Sequence[CachedSample]) -> list[Image.Image]:
+    """The class pictures as a person sees them."""
+    images: list[Image.Image] = []
+    for start in range(0, len(samples), BATCH):
+        chunk = samples[start : start + BATCH]
+        images += decode(backbone, torch.stack([sample.latents_Chw for sample in chunk]))
+    return images

@@ -1,0 +1,317 @@
+"""A job made ready to train: base loaded, photos encoded, adapters attached, samples prepared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+
+from trainer.config.presets import prompts_path
+from trainer.data.batches import BatchPlan
+from trainer.data.cache import TensorCache, cache_root
+from trainer.diffusion.schedule import schedule_from_config
+from trainer.errors import ConfigError
+from trainer.families import FAMILIES, Backbone, LoadOptions
+from trainer.optim import build_optimizer
+from trainer.scoring import Scorer
+from trainer.training.device import Device, choose_device
+from trainer.training.encode import EncodeOptions, encode_photos
+from trainer.training.job import Job, differences, resume_facts
+from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
+from trainer.training.loop import LoopPlan
+from trainer.training.preview import PreviewDefaults, PreviewPrompt, decode, draw, read_prompts
+from trainer.training.prior import PriorOptions, draw_prior, prior_images
+from trainer.training.reports import stage_progress
+from trainer.training.samples import SampleBook, fit_scorer
+from trainer.training.state import Checkpoint, newest_checkpoint, restore
+from trainer.types import CachedSample, Size
+
+# Class pictures drawn for the score alone, when prior preservation is off.
+SCORE_PICTURES = 16
+# Added to a sample's seed to see what another seed draws.
+OTHER_SEED = 500_000
+# Files up to this size are known by their content, larger ones by size and date.
+HASHED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Training samples: of the photos, and of the class pictures the base drew."""
+
+    photos: tuple[CachedSample, ...]
+    prior: tuple[CachedSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything a run needs while it trains.
+
+    start_step: optimizer steps done before. reseeded: the base's samples without the trigger,
+    with other seeds.
+    """
+
+    job: Job
+    device: Device
+    backbone: Backbone
+    learner: Learner
+    plan: LoopPlan
+    facts: dict[str, Any]
+    samples: SampleBook | None
+    scorer: Scorer | None
+    reseeded: tuple[Image.Image, ...]
+    start_step: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs in the whole training, the last one counted even when it is not full."""
+        batches = self.plan.total_steps * self.plan.accumulate_steps
+        return -(-batches // self.learner.batches.batches_per_epoch)
+
+
+def open_session(job: Job, console: Console, *, resume: bool) -> Session:
+    """Load, encode, attach and, when asked, restore the newest checkpoint.
+
+    Raises:
+        TrainerError: anything the user can do something about.
+    """
+    config = job.config
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    device = choose_device(config.model.device, config.model.precision, config.model.attention)
+    for notice in device.notices:
+        console.print(notice, style="yellow")
+    backbone: Backbone = FAMILIES.load(job.facts.family).load(
+        job.facts, LoadOptions(device.device, device.dtype, device.attention)
+    )
+    _say_long_captions(job, backbone, console)
+    prompts = _preview_prompts(job)
+    base = base_fingerprint(job.facts.folder, device)
+    encoded = _encode(job, backbone, base, console)
+    adapters = attach_adapters(
+        backbone,
+        AdapterPlan(
+            kind=config.adapter.kind,
+            rank=config.adapter.rank,
+            alpha=config.adapter.alpha,
+            targets=config.adapter.targets,
+            text_encoder=config.adapter.text_encoder,
+            seed=config.run.seed,
+        ),
+    )
+    learner = _learner(job, device, backbone, adapters, encoded)
+    facts = resume_facts(job, base)
+    checkpoint = _checkpoint(job, facts, console) if resume else None
+    start_step = checkpoint.step if checkpoint else 0
+    # The base's own samples are drawn before any trained weight is put in.
+    samples, scorer, reseeded = _samples(job, backbone, prompts, encoded, start_step)
+    if checkpoint:
+        restore(learner, checkpoint)
+    return Session(
+        job=job,
+        device=device,
+        backbone=backbone,
+        learner=learner,
+        plan=LoopPlan(
+            total_steps=config.run.total_steps,
+            last_step=job.last_step,
+            schedule=config.optimizer.schedule,
+            warmup_steps=min(config.optimizer.warmup_steps, config.run.total_steps // 10),
+            accumulate_steps=config.optimizer.accumulate_steps,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        ),
+        facts=facts,
+        samples=samples,
+        scorer=scorer,
+        reseeded=reseeded,
+        start_step=start_step,
+    )
+
+
+def base_fingerprint(folder: Path, device: Device) -> str:
+    """Names the base's weights and the number format they are run in, for caches."""
+    digest = hashlib.sha256(device.precision.encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".bin", ".json", ".txt") and path.is_file():
+            stat = path.stat()
+            digest.update(path.relative_to(folder).as_posix().encode())
+            if stat.st_size <= HASHED_BYTES:
+                digest.update(path.read_bytes())
+            else:
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encoded:
+    config = job.config
+    cache = TensorCache(cache_root() if config.data.cache else job.folder.root / ".cache")
+    options = EncodeOptions(
+        base=base,
+        background=job.background,
+        flip=config.data.flip,
+        cache_prompts=not config.adapter.text_encoder,
+    )
+    photos = encode_photos(
+        job.photos, backbone, cache, options, stage_progress(console, "photos encoded")
+    )
+    prior: list[CachedSample] = []
+    wanted = config.objective.prior_pictures if config.objective.prior_weight else 0
+    if not wanted and config.preview.every_steps:
+        wanted = SCORE_PICTURES
+    if wanted:
+        side = config.data.resolution or job.facts.resolution
+        lines = read_prompts(
+            prompts_path(config.objective.prior_prompts),
+            config.caption.trigger,
+            config.caption.class_noun,
+            _defaults(job),
+        )
+        prior = draw_prior(
+            backbone,
+            cache,
+            PriorOptions(
+                prompts=tuple(line.text for line in lines),
+                pictures=wanted,
+                size=Size(side, side),
+                sampling_steps=config.preview.sampling_steps,
+                guidance_scale=config.preview.guidance_scale,
+                seed=config.run.seed,
+            ),
+            options,
+            stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
+        )
+    if cache.notice:
+        console.print(cache.notice, style="yellow")
+    return Encoded(tuple(photos), tuple(prior))
+
+
+def _learner(
+    job: Job, device: Device, backbone: Backbone, adapters: dict[str, Any], encoded: Encoded
+) -> Learner:
+    config = job.config
+    rates = {
+        "unet": config.optimizer.learning_rate,
+        "text_encoder": config.optimizer.text_encoder_learning_rate,
+    }
+    accelerator = Accelerator(
+        cpu=device.device.type == "cpu",
+        mixed_precision="fp16" if device.precision == "fp16" else "no",
+    )
+    optimizer = build_optimizer(
+        config.optimizer.name,
+        [(name, attached.parameters(), rates[name]) for name, attached in adapters.items()],
+        weight_decay=config.optimizer.weight_decay,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+    )
+    batches = BatchPlan(
+        encoded.photos,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        repeats=config.data.repeats,
+    )
+    prior = None
+    if config.objective.prior_weight:
+        prior = BatchPlan(
+            encoded.prior, batch_size=config.objective.prior_batch_size, seed=config.run.seed
+        )
+    schedule = schedule_from_config(backbone.scheduler_config, config.objective.prediction)
+    objective = Objective(
+        schedule=schedule,
+        min_snr_gamma=config.objective.min_snr_gamma,
+        noise_offset=config.objective.noise_offset,
+        caption_dropout=config.caption.dropout,
+        prior_weight=config.objective.prior_weight,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+    )
+    return Learner(backbone, adapters, optimizer, batches, prior, objective, accelerator)
+
+
+def _defaults(job: Job) -> PreviewDefaults:
+    preview = job.config.preview
+    side = job.config.data.resolution or job.facts.resolution
+    return PreviewDefaults(
+        size=Size(side, side),
+        seed=preview.seed,
+        guidance=preview.guidance_scale,
+        steps=preview.sampling_steps,
+        side_step_px=8 * job.facts.pixels_per_latent,
+    )
+
+
+def _preview_prompts(job: Job) -> list[PreviewPrompt]:
+    if not job.config.preview.every_steps:
+        return []
+    caption = job.config.caption
+    return read_prompts(
+        prompts_path(job.config.preview.prompts),
+        caption.trigger,
+        caption.class_noun,
+        _defaults(job),
+    )
+
+
+def _samples(
+    job: Job,
+    backbone: Backbone,
+    prompts: list[PreviewPrompt],
+    encoded: Encoded,
+    start_step: int,
+) -> tuple[SampleBook | None, Scorer | None, tuple[Image.Image, ...]]:
+    """The samples before training, and what they are scored against; none without previews."""
+    if not prompts:
+        return None, None, ()
+    trigger = job.config.caption.trigger
+    book = SampleBook(job.folder, prompts, trigger, job.facts.name, start_step)
+    if 0 not in book.steps:
+        book.draw_step(backbone, 0)
+    if not book.plain:
+        return book, None, ()
+    # Photos go through the VAE too, so that its softness is not taken for a difference.
+    photos = [
+        decode(backbone, sample.latents_Chw[None])[0]
+        for sample in encoded.photos
+        if not sample.key.endswith("+flip")
+    ]
+    scorer = fit_scorer(job.config.run.kind, photos, prior_images(backbone, encoded.prior))
+    others = [replace(prompt, seed=prompt.seed + OTHER_SEED) for prompt in book.plain]
+    reseeded = tuple(draw(backbone, others))
+    if not any(row.step == 0 for row in book.scores):
+        book.score(scorer, 0, reseeded)
+    return book, scorer, reseeded
+
+
+def _checkpoint(job: Job, facts: dict[str, Any], console: Console) -> Checkpoint | None:
+    checkpoint, notices = newest_checkpoint(job.folder.checkpoints)
+    for notice in notices:
+        console.print(notice, style="yellow")
+    if checkpoint is None:
+        console.print("There is no checkpoint yet: starting at step 0.")
+        return None
+    if changed := differences(checkpoint.facts, facts):
+        raise ConfigError(
+            "The run cannot go on: this is not what it was started with.",
+            where="\n".join(changed),
+            fix="Put these back, or start a new run without --resume.",
+        )
+    console.print(f"Going on from step {checkpoint.step}.", highlight=False)
+    return checkpoint
+
+
+def _say_long_captions(job: Job, backbone: Backbone, console: Console) -> None:
+    longest = 75  # CLIP's 77 tokens without start and end
+    for photo in job.photos:
+        count = backbone.token_count(photo.captioned.text)
+        if count > longest:
+            console.print(
+                f"The caption of {photo.captioned.photo.path.name} has {count} tokens; "
+                f"what comes after {longest} is cut off.",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
