@@ -90,7 +90,7 @@ def identity_statements(identity: Identity, rng: random.Random) -> list[Statemen
     if identity.beard != "none":
         statements.append(Statement(f"{colour} {identity.beard}", ("beard", "hair_colour")))
     if identity.glasses != "none":
-        words = identity.glasses if identity.glasses == "sunglasses" else f"{identity.glasses} glasses"
+        words = "sunglasses" if identity.glasses == "sunglasses" else f"{identity.glasses} glasses"
         statements.append(Statement(words, ("glasses",)))
     if identity.mark == "freckles":
         statements.append(Statement("freckles", ("mark",)))
@@ -162,11 +162,8 @@ def describe_context(context: Context) -> str:
     dress = with_article(f"{context.clothes_colour} {context.clothes}")
     if context.hat != "none":
         dress = f"{with_article(f'{context.hat_colour} {context.hat}')} and {dress}"
-    if context.is_scene:
-        place = _PLACES[context.background][0]
-    else:
-        place = _pattern_words(context)[0]
-    return f"{context.mouth}, wearing {dress}, {place}"
+    places = _PLACES[context.background] if context.is_scene else _pattern_words(context)
+    return f"{context.mouth}, wearing {dress}, {places[0]}"
 
 
 def describe_identity(identity: Identity) -> str:

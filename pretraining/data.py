@@ -2,13 +2,14 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.avatars import draw_avatar
 from pretraining import palette
+from pretraining.avatars import draw_avatar
 from pretraining.captions import Caption, sample_caption
 from pretraining.looks import (
     BEARDS,
@@ -70,8 +71,12 @@ def draw(recipe: Recipe, work: Path, processes: int) -> None:
             continue
         starts = range(first, first + count, _CHUNK)
         sizes = [min(_CHUNK, first + count - start) for start in starts]
-        with ProcessPoolExecutor(processes) as pool:
-            parts = list(pool.map(_pictures, starts, sizes, [recipe.resolution_px] * len(sizes)))
+        job = partial(_pictures, size=recipe.resolution_px)
+        if processes == 1:
+            parts = list(map(job, starts, sizes))
+        else:
+            with ProcessPoolExecutor(processes) as pool:
+                parts = list(pool.map(job, starts, sizes))
         temporary = work / f"part-{name}"
         np.save(temporary, np.concatenate(parts))
         temporary.replace(work / name)

@@ -33,7 +33,7 @@ _SHEET_PROMPTS = (
     "avatar, dark skin, round glasses, wearing an orange t-shirt, green background",
     "avatar, blue skin, white bob, sad, wearing a grey suit, pink dotted background",
     "avatar, purple skin, wearing a yellow crown and a red suit, orange striped background",
-    "avatar, tan skin, brown moustache, wearing a black top hat and a purple suit, white background",
+    "avatar, tan skin, brown moustache, wearing a black top hat and a purple suit",
     "avatar, brown bun, big eyes, smiling, wearing a pink t-shirt, grey background",
     "avatar, pale skin, orange spiky hair, laughing, wearing a green t-shirt, black background",
     "avatar",
@@ -187,9 +187,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("pretraining/work/sheet.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        arguments.base, torch_dtype=torch.float32, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(arguments.base)
     pipeline.set_progress_bar_config(disable=True)
     fresh = [
         draw_avatar(sample_identity(seed), sample_context(seed))

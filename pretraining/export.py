@@ -61,6 +61,10 @@ def export(recipe: Recipe, work: Path, target: Path) -> None:
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["dtype"] = "float32"
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.rmtree(temporary / "tokenizer")
+    shutil.copytree(work / FOLDER, temporary / "tokenizer")
+    for path in temporary.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     if (target / CARD).exists():
         shutil.copy(target / CARD, temporary / CARD)
     old = target.with_name(f".{target.name}-old")

@@ -23,9 +23,7 @@ class Head:
 
     def outline(self, grow: float = 1.0, start: float = 0, end: float = 360) -> list[Point]:
         """Points on the head's outline, grown by a factor."""
-        return arc(
-            CENTRE, self.half_width * grow, self.half_height * grow, start, end, self.power
-        )
+        return arc(CENTRE, self.half_width * grow, self.half_height * grow, start, end, self.power)
 
 
 HEADS = {

@@ -85,10 +85,10 @@ def train_text(recipe: Recipe, work: Path) -> None:
         optimizer.step()
         if (step + 1) % recipe.save_every_steps == 0 or step + 1 == recipe.text_steps:
             rate = recipe.text_batch * (step + 1 - first) / (time.monotonic() - started)
-            scores = reading_scores(encoder, heads, tokens[train_count:, 0], labels[train_count:, 0])
-            worst = ", ".join(
-                f"{name} {score:.2f}" for name, score in sorted(scores.items(), key=lambda s: s[1])[:5]
-            )
+            held_out = (tokens[train_count:, 0], labels[train_count:, 0])
+            scores = reading_scores(encoder, heads, *held_out)
+            lowest = sorted(scores, key=lambda name: scores[name])[:5]
+            worst = ", ".join(f"{name} {scores[name]:.2f}" for name in lowest)
             print(
                 f"text step {step + 1}/{recipe.text_steps} loss {loss.item():.4f} "
                 f"{rate:.0f} captions/s, lowest: {worst}",

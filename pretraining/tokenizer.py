@@ -49,9 +49,7 @@ def build_tokenizer(recipe: Recipe, texts: list[str], folder: Path) -> CLIPToken
     tokens += [START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(
-        json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8"
-    )
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {

@@ -1,7 +1,6 @@
 """What the training stages share: seeds, rates, averages and resumable states."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,16 +44,18 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the module; early steps count for more than `decay` says."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.values[name].lerp_(value, 1 - decay)
+        state = module.state_dict()
+        floating = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.values[name] for name in floating], [state[name] for name in floating], 1 - decay
+        )
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state so that a stop halfway leaves the previous one."""
     temporary = path.with_suffix(".part")
     torch.save(dict(state), temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -101,12 +101,12 @@ def draw_batch(
 
 
 def denoising_loss(
-    unet: nn.Module, encoder: nn.Module, batch: Batch, schedule: DDPMScheduler, gamma: float
+    modules: nn.ModuleDict, batch: Batch, schedule: DDPMScheduler, gamma: float
 ) -> Tensor:
     """Squared error of the predicted noise, min-SNR weighted (arXiv 2303.09556)."""
     noisy = schedule.add_noise(batch.latents_BChw, batch.noise_BChw, batch.timesteps_B)
-    prompt_BTD = encoder(batch.tokens_BT).last_hidden_state
-    predicted = unet(noisy, batch.timesteps_B, prompt_BTD).sample
+    prompt_BTD = modules["text"](batch.tokens_BT).last_hidden_state
+    predicted = modules["unet"](noisy, batch.timesteps_B, prompt_BTD).sample
     alpha = schedule.alphas_cumprod[batch.timesteps_B]
     snr = alpha / (1 - alpha)
     weight = snr.clamp(max=gamma) / snr
@@ -124,81 +124,103 @@ def train_unet(recipe: Recipe, work: Path, processes: int) -> None:
     mp.spawn(_worker, (recipe, work, processes), processes)
 
 
-def _worker(rank: int, recipe: Recipe, work: Path, processes: int) -> None:
-    torch.set_num_threads(1)
-    if processes > 1:
-        meeting = (work / "meeting").resolve().as_uri()
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
-    latents = np.load(work / LATENTS)
-    factor = scaling_factor(recipe, latents)
-    latents = (latents.astype(np.float32) * factor).astype(np.float16)
-    tokens = np.load(work / TOKENS)
-    tokenizer = load_tokenizer(work / FOLDER)
-    empty = torch.tensor(tokenizer("", padding="max_length", max_length=recipe.tokens).input_ids)
+@dataclass
+class _Run:
+    """What a process trains, and how far it is."""
 
+    modules: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    average: Average
+    step: int
+
+    def save(self, path: Path) -> None:
+        save_state(
+            path,
+            {
+                "model": self.modules.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.values,
+                "step": self.step,
+            },
+        )
+
+
+def _start_or_resume(recipe: Recipe, work: Path) -> _Run:
     unet, encoder = new_unet(recipe), text.new_text_encoder(recipe, work)
     if warm := load_state(work / text.STATE):
         encoder.load_state_dict(warm["model"])
-    both = nn.ModuleDict({"unet": unet, "text": encoder})
-    rates = (recipe.unet_rate, recipe.unet_rate * recipe.unet_text_rate_share)
+    modules = nn.ModuleDict({"unet": unet, "text": encoder})
     optimizer = torch.optim.AdamW(
         [{"params": list(unet.parameters())}, {"params": list(encoder.parameters())}],
         lr=recipe.unet_rate,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    average = Average(both, recipe.ema_decay)
-    first = 0
+    run = _Run(modules, optimizer, Average(modules, recipe.ema_decay), 0)
     if state := load_state(work / STATE):
-        both.load_state_dict(state["model"])
+        modules.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average.values = state["average"]
-        first = state["step"]
+        run.average.values = state["average"]
+        run.step = state["step"]
+    return run
+
+
+def _set_rates(run: _Run, recipe: Recipe) -> None:
+    share = rate_share(
+        run.step,
+        recipe.unet_steps,
+        recipe.unet_warmup_steps,
+        recipe.unet_decay_share,
+        recipe.unet_final_rate_share,
+    )
+    unet_group, text_group = run.optimizer.param_groups
+    unet_group["lr"] = recipe.unet_rate * share
+    text_group["lr"] = recipe.unet_rate * recipe.unet_text_rate_share * share
+
+
+def _worker(rank: int, recipe: Recipe, work: Path, processes: int) -> None:
+    torch.set_num_threads(1)
+    if processes > 1:
+        meeting = (work / "meeting").resolve().as_uri()
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    stored = np.load(work / LATENTS)
+    factor = scaling_factor(recipe, stored)
+    latents = (stored.astype(np.float32) * factor).astype(np.float16)
+    tokens = np.load(work / TOKENS)
+    tokenizer = load_tokenizer(work / FOLDER)
+    empty = torch.tensor(tokenizer("", padding="max_length", max_length=recipe.tokens).input_ids)
+
+    run = _start_or_resume(recipe, work)
     schedule = noise_schedule()
     each = recipe.unet_batch // processes
     share = slice(rank * each, (rank + 1) * each)
-    started, losses = time.monotonic(), []
-    for step in range(first, recipe.unet_steps):
-        batch = draw_batch(recipe, step, share, latents, tokens, empty)
-        loss = denoising_loss(unet, encoder, batch, schedule, recipe.min_snr_gamma)
-        optimizer.zero_grad(set_to_none=True)
+    first, started = run.step, time.monotonic()
+    losses: list[float] = []
+    while run.step < recipe.unet_steps:
+        batch = draw_batch(recipe, run.step, share, latents, tokens, empty)
+        loss = denoising_loss(run.modules, batch, schedule, recipe.min_snr_gamma)
+        run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if processes > 1:
-            _average_gradients(both, processes)
-        nn.utils.clip_grad_norm_(both.parameters(), recipe.clip_norm)
-        now = rate_share(
-            step,
-            recipe.unet_steps,
-            recipe.unet_warmup_steps,
-            recipe.unet_decay_share,
-            recipe.unet_final_rate_share,
-        )
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * now
-        optimizer.step()
-        losses.append(loss.item())
+            _average_gradients(run.modules, processes)
+        nn.utils.clip_grad_norm_(run.modules.parameters(), recipe.clip_norm)
+        _set_rates(run, recipe)
+        run.optimizer.step()
+        run.step += 1
         if rank:
             continue
-        average.update(both, step)
-        done = step + 1
-        if done % _REPORT_STEPS == 0:
-            speed = recipe.unet_batch * (done - first) / (time.monotonic() - started)
-            recent = float(np.mean(losses[-500:]))
+        run.average.update(run.modules, run.step)
+        losses.append(loss.item())
+        if run.step % _REPORT_STEPS == 0:
+            speed = recipe.unet_batch * (run.step - first) / (time.monotonic() - started)
             print(
-                f"unet step {done}/{recipe.unet_steps} samples {done * recipe.unet_batch} "
-                f"loss {recent:.4f} {speed:.1f} samples/s",
+                f"unet step {run.step}/{recipe.unet_steps} "
+                f"samples {run.step * recipe.unet_batch} "
+                f"loss {float(np.mean(losses[-500:])):.4f} {speed:.1f} samples/s",
                 flush=True,
             )
-        if done % recipe.save_every_steps == 0 or done == recipe.unet_steps:
-            save_state(
-                work / STATE,
-                {
-                    "model": both.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average.values,
-                    "step": done,
-                },
-            )
+        if run.step % recipe.save_every_steps == 0 or run.step == recipe.unet_steps:
+            run.save(work / STATE)
     if processes > 1:
         dist.destroy_process_group()
 

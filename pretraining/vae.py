@@ -65,27 +65,34 @@ def _start_as_thumbnails(vae: AutoencoderKL) -> None:
         elif name.endswith("upsamplers.0.conv"):
             _carry(module, taps=((1, 1),))
     for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
-        conv.weight[:8] = 0
-        conv.bias[:8] = 0
-        for c in range(3):
-            conv.weight[c, c, 1, 1] = 1
-            conv.weight[3 + c, c, 1, 1] = -1
-        conv.bias[6], conv.bias[7] = _ANCHOR, -_ANCHOR
-    width = vae.encoder.conv_out.in_channels
+        _split_signs(conv)
     for conv in (vae.encoder.conv_out, vae.decoder.conv_out):
-        scale = (2 * (_ANCHOR**2 + 1) / width) ** 0.5
-        conv.weight[:3] = 0
-        conv.bias[:3] = 0
-        for c in range(3):
-            conv.weight[c, c, 1, 1] = scale
-            conv.weight[c, 3 + c, 1, 1] = -scale
-        width = vae.decoder.conv_out.in_channels
+        _join_signs(conv)
     # The log-variances: small and constant, they are not trained.
     vae.encoder.conv_out.weight[4:] = 0
     vae.encoder.conv_out.bias[4:] = -6
     for conv in (vae.quant_conv, vae.post_quant_conv):
         nn.init.zeros_(conv.bias)
         conv.weight.copy_(torch.eye(conv.in_channels)[:, :, None, None])
+
+
+def _split_signs(conv: nn.Conv2d) -> None:
+    conv.weight[:8] = 0
+    conv.bias[:8] = 0
+    for c in range(3):
+        conv.weight[c, c, 1, 1] = 1
+        conv.weight[3 + c, c, 1, 1] = -1
+    conv.bias[6], conv.bias[7] = _ANCHOR, -_ANCHOR
+
+
+def _join_signs(conv: nn.Conv2d) -> None:
+    # Undoes the group norm, whose scale is the anchors' plus the picture's share.
+    scale = (2 * (_ANCHOR**2 + 1) / conv.in_channels) ** 0.5
+    conv.weight[:3] = 0
+    conv.bias[:3] = 0
+    for c in range(3):
+        conv.weight[c, c, 1, 1] = scale
+        conv.weight[c, 3 + c, 1, 1] = -scale
 
 
 def _carry(conv: nn.Conv2d, taps: tuple[tuple[int, int], ...]) -> None:
@@ -119,7 +126,8 @@ def reconstruction_loss(made_BCHW: Tensor, true_BCHW: Tensor, gradient_weight: f
     """Mean absolute error of the pixels and of their differences to the neighbours."""
     loss = F.l1_loss(made_BCHW, true_BCHW)
     for axis in (2, 3):
-        loss = loss + gradient_weight * F.l1_loss(made_BCHW.diff(dim=axis), true_BCHW.diff(dim=axis))
+        edges = F.l1_loss(made_BCHW.diff(dim=axis), true_BCHW.diff(dim=axis))
+        loss = loss + gradient_weight * edges
     return loss
 
 

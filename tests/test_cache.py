@@ -211,7 +211,7 @@ def test_an_altered_entry_is_made_again(tmp_path: Path) -> None:
     cache.put(KEY, sample())
     whole = path.read_bytes()
     draw = random.Random(1)
-    for position in [*range(0, 40), *draw.sample(range(len(whole)), 150)]:
+    for position in [*range(40), *draw.sample(range(len(whole)), 150)]:
         altered = bytearray(whole)
         altered[position] ^= 1 << draw.randrange(8)
         path.write_bytes(altered)

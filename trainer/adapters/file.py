@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ MAX_HEADER_BYTES = 2**20
 _SHOWN_NAMES = 5
 _CHUNK_BYTES = 2**20
 
-# Parts of tensor names that only adapters have (LoRA, LoHa, LoKr, OFT, GLoRA, full difference).
-_ADAPTER_MARKS = ("lora", "hada_", "lokr_", "oft_", ".a1.weight", ".diff")
+# What only names of adapter tensors have (LoRA, LoHa, LoKr, OFT, full difference, norm).
+_ADAPTER_MARK = re.compile(r"lora|\.(?:hada|lokr|oft)_|\.(?:diff|diff_b|w_norm)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +121,9 @@ def read_lora(path: Path) -> LoraFile:
     except (SafetensorError, KeyError) as error:
         # KeyError: a number format that the safetensors library knows but torch does not.
         raise damaged(path, str(error)) from error
-    return LoraFile(path, tensors, metadata_of(path, header))
+    # In the file's order: the library's own changes every time.
+    ordered = {name: tensors[name] for name in header if name in tensors}
+    return LoraFile(path, ordered, metadata_of(path, header))
 
 
 def verify_lora(path: Path, expected: Mapping[str, tuple[int, ...]]) -> Verified:
@@ -197,7 +200,7 @@ def _replace_file(target: Path, content: bytes) -> None:
 def _require_adapter(path: Path, header: Mapping[str, Any]) -> None:
     """Refuse a whole model before its gigabytes are read."""
     names = [name for name in header if name != "__metadata__"]
-    if not any(mark in name for name in names for mark in _ADAPTER_MARKS):
+    if not any(_ADAPTER_MARK.search(name) for name in names):
         raise FileFormatError(
             "This file holds no LoRA" + ("; its tensors are called:" if names else "."),
             where="\n".join(names[:_SHOWN_NAMES]),

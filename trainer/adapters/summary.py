@@ -219,7 +219,12 @@ def _coverage(names: set[str]) -> dict[str, tuple[int, int]]:
             (*(f"self_attn_{x}_proj" for x in ("q", "k", "v", "out")), "mlp_fc1", "mlp_fc2"),
         )
     }
-    groups = {"UNet attention": attention, "UNet": unet, "text encoder": text, "all": unet | text}
+    groups = {
+        "UNet attention": attention,
+        "UNet": unet,
+        "text encoder": text,
+        "all kinds": unet | text,
+    }
     return {group: (len(names & wanted), len(wanted)) for group, wanted in groups.items()}
 
 

@@ -92,6 +92,7 @@ def decide(request: Request, console: Console) -> Job:
         max_aspect=config.data.max_aspect,
     )
     job = Job(
+        source=request.photos,
         config=config,
         origins=resolved.origins,
         facts=facts,
@@ -118,7 +119,7 @@ def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
     ]
     layers: list[Layer] = []
     if request.resume and (root / SETTINGS_FILE).is_file():
-        layers.append(read_toml(root / SETTINGS_FILE, "the run so far"))
+        layers.append(_saved_settings(root / SETTINGS_FILE))
     if request.config:
         layers.append(read_toml(request.config, request.config.name))
     typed += [parse_override(text) for text in request.overrides]
@@ -133,6 +134,13 @@ def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
     return resolved, base_facts(base)
 
 
+def _saved_settings(path: Path) -> Layer:
+    """The settings of a run that goes on, except where it was asked to end early."""
+    layer = read_toml(path, "the run so far")
+    layer.values.get("run", {}).pop("stop_at_step", None)
+    return layer
+
+
 def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
     config, caption = job.config, job.config.caption
 
@@ -144,7 +152,7 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
     if with_text < len(job.photos):
         captions += f", {len(job.photos) - with_text} are '{_template_words(job)}'"
     buckets = ", ".join(f"{n} at {size}" for size, n in sorted(bucket_counts(job.photos).items()))
-    say(f"Photos    {len(job.photos)} in {scan_folder_name(scan)} ({captions}); {buckets} px")
+    say(f"Photos    {len(job.photos)} in {job.source} ({captions}); {buckets} px")
     skipped = [
         f"{count} {words}"
         for count, words in (
@@ -171,10 +179,6 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
         f"photos, rank {config.adapter.rank}, rate {config.optimizer.learning_rate:g}"
     )
     say(f"Output    {job.folder.root}")
-
-
-def scan_folder_name(scan: PhotoScan) -> str:
-    return str(scan.photos[0].path.parent)
 
 
 def _template_words(job: Job) -> str:

@@ -71,9 +71,9 @@ def _file_rows(path: Path, summary: LoraSummary) -> list[tuple[str, str]]:
         ("alpha", _counts(summary.alphas)),
         ("number type", _counts(summary.dtypes)),
     ]
-    rows += [(f"  {target}", f"{count} layers") for target, count in summary.targets.items()]
+    rows += [(f"layers in {target}", str(count)) for target, count in summary.targets.items()]
     rows += [
-        (f"  covers of {group}", f"{there} of {wanted} layers")
+        (f"of all SD 1 layers, {group}", f"{there} of {wanted}")
         for group, (there, wanted) in summary.coverage.items()
     ]
     if summary.other_parts:
@@ -82,10 +82,10 @@ def _file_rows(path: Path, summary: LoraSummary) -> list[tuple[str, str]]:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """ "8" where all are alike, else "8 (48 times), 4 (2 times)"."""
+    """ "8" where all are alike, else "8 (48 of them), 4 (2 of them)"."""
     if len(counts) <= 1:
         return next(iter(counts), "none")
-    return ", ".join(f"{value} ({count} times)" for value, count in counts.items())
+    return ", ".join(f"{value} ({count} of them)" for value, count in counts.items())
 
 
 def _hash_rows(hashes: FileHashes) -> list[tuple[str, str]]:

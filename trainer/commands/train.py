@@ -66,7 +66,7 @@ def _train(session: Session, console: Console, started_at: float) -> None:
                 last = step == plan.last_step
                 if last or stop.number or step % job.config.run.save_every_steps == 0:
                     _save(session, step)
-                    if step < plan.total_steps and not last:
+                    if step < plan.total_steps:
                         path = job.folder.step_lora(step)
                         export_lora(session, path, step=step, started_at=started_at, thumbnail=None)
                 if stop.number:
@@ -149,7 +149,6 @@ def _finish(session: Session, console: Console, started_at: float) -> None:
 
 
 def _resume_words(session: Session) -> str:
-    """The command that goes on with this run."""
+    """The command that goes on with this run; its settings are remembered in its folder."""
     job = session.job
-    words = job.command.replace(" --overwrite", "").replace(" --resume", "")
-    return f"{words} --resume" + ("" if "--output" in words else f" --output {job.folder.root}")
+    return f'likeness train "{job.source}" --output "{job.folder.root}" --resume'

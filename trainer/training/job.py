@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer.config.settings import TrainConfig
@@ -29,9 +30,10 @@ FREE_ON_RESUME = {
 class Job:
     """A run as it was decided.
 
-    origins: where each setting came from. command: what the user typed.
+    source: the photo folder. origins: where each setting came from. command: what was typed.
     """
 
+    source: Path
     config: TrainConfig
     origins: Mapping[str, str]
     facts: BaseFacts
