@@ -42,7 +42,7 @@ def _beach(pen: Pen, rng: random.Random) -> None:
 def _forest(pen: Pen, rng: random.Random) -> None:
     _backdrop(pen, (190, 226, 180))
     pen.box(-5, 76, 105, 105, (92, 150, 70))
-    for i, x in enumerate((2, 22, 78, 98, 50)):
+    for i, x in enumerate((2.0, 22.0, 78.0, 98.0, 50.0)):
         top = rng.uniform(0, 10)
         x += rng.uniform(-3, 3)
         green = ((34, 108, 62), (52, 134, 70))[i % 2]

@@ -52,7 +52,7 @@ _SHEET_PROMPTS = (
 def thumbnail(image: Image.Image) -> NDArray[np.float32]:
     """Mean colours of a 16 x 16 grid: [16, 16, 3], 0 to 1."""
     small = image.convert("RGB").resize((16, 16), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
 def border(image: Image.Image) -> NDArray[np.float32]:

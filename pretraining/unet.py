@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from pretraining import text
 from pretraining.data import TOKENS
@@ -121,7 +121,7 @@ def train_unet(recipe: Recipe, work: Path, processes: int) -> None:
         return
     meeting = work / "meeting"
     meeting.unlink(missing_ok=True)
-    mp.spawn(_worker, (recipe, work, processes), processes)
+    spawn(_worker, (recipe, work, processes), processes)
 
 
 @dataclass

@@ -76,27 +76,32 @@ def _start_as_thumbnails(vae: AutoencoderKL) -> None:
         conv.weight.copy_(torch.eye(conv.in_channels)[:, :, None, None])
 
 
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
 def _split_signs(conv: nn.Conv2d) -> None:
     conv.weight[:8] = 0
-    conv.bias[:8] = 0
+    _bias(conv)[:8] = 0
     for c in range(3):
         conv.weight[c, c, 1, 1] = 1
         conv.weight[3 + c, c, 1, 1] = -1
-    conv.bias[6], conv.bias[7] = _ANCHOR, -_ANCHOR
+    _bias(conv)[6], _bias(conv)[7] = _ANCHOR, -_ANCHOR
 
 
 def _join_signs(conv: nn.Conv2d) -> None:
     # Undoes the group norm, whose scale is the anchors' plus the picture's share.
     scale = (2 * (_ANCHOR**2 + 1) / conv.in_channels) ** 0.5
     conv.weight[:3] = 0
-    conv.bias[:3] = 0
+    _bias(conv)[:3] = 0
     for c in range(3):
         conv.weight[c, c, 1, 1] = scale
         conv.weight[c, 3 + c, 1, 1] = -scale
 
 
 def _carry(conv: nn.Conv2d, taps: tuple[tuple[int, int], ...]) -> None:
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(_bias(conv))
     conv.weight[:8] = 0
     for c in range(8):
         for row, column in taps:

@@ -190,6 +190,7 @@ class TestAtomic:
             write_lora(folder, tensors(), METADATA, dtype=torch.float16)
         assert list(tmp_path.iterdir()) == [folder]
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="whole paths end at 260 characters there")
     def test_longest_file_name_works(self, tmp_path: Path) -> None:
         path = tmp_path / ("a" * (255 - 12) + ".safetensors")
         write_lora(path, tensors(), METADATA, dtype=torch.float16)
