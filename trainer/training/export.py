@@ -96,7 +96,7 @@ def _facts(
         optimizer=config.optimizer.name,
         lr_scheduler=config.optimizer.schedule,
         seed=config.run.seed,
-        mixed_precision=session.device.precision,
+        mixed_precision="no" if session.device.precision == "fp32" else session.device.precision,
         started_at=started_at,
         finished_at=time.time(),
         settings_toml=to_toml(config),
