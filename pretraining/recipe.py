@@ -35,7 +35,7 @@ class Recipe:
     text_layers: int = 3
     text_heads: int = 4
     text_mlp: int = 384
-    text_steps: int = 3_000
+    text_steps: int = 2_000
     text_batch: int = 48
     text_rate: float = 1e-3
 

@@ -11,6 +11,7 @@ from trainer.config.reader import to_toml
 from trainer.errors import Stopped
 from trainer.training.export import export_lora
 from trainer.training.finish import learned, write_report, write_sheet
+from trainer.training.gallery import Gallery, open_gallery
 from trainer.training.loop import train
 from trainer.training.reports import (
     MetricsFile,
@@ -29,13 +30,14 @@ def run(request: Request) -> None:
     console = Console()
     job = decide(request, console)
     started_at = time.time()
+    session = open_session(job, console, resume=request.resume)
+    # Everything is known to be right: only now an older run goes, and the folder holds this one.
     if request.overwrite and holds_run(job.folder.root):
         clear_run(job.folder)
-    session = open_session(job, console, resume=request.resume)
-    # Written once everything is known to be right: from here on the folder holds a run.
     write_text(job.folder.settings, to_toml(job.config, job.origins))
+    gallery = open_gallery(session)
     if session.start_step < session.plan.last_step:
-        _train(session, console, started_at)
+        _train(session, gallery, console, started_at)
     if session.plan.last_step < session.plan.total_steps:
         console.print(
             f"Stopped at step {session.plan.last_step} of {session.plan.total_steps}, as asked by "
@@ -44,10 +46,10 @@ def run(request: Request) -> None:
             soft_wrap=True,
         )
         return
-    _finish(session, console, started_at)
+    _finish(session, gallery, console, started_at)
 
 
-def _train(session: Session, console: Console, started_at: float) -> None:
+def _train(session: Session, gallery: Gallery | None, console: Console, started_at: float) -> None:
     """The loop with everything that happens beside a step, in the order in which it happens."""
     job, plan = session.job, session.plan
     reporters: list[Reporter] = [
@@ -75,8 +77,8 @@ def _train(session: Session, console: Console, started_at: float) -> None:
                         f"\nStopped after step {step} of {plan.total_steps}; everything is saved "
                         f"in {job.folder.root}.\nGo on with: {_resume_words(session)}",
                     )
-                if _preview_due(session, step):
-                    _preview(session, step, console)
+                if gallery is not None and _preview_due(session, step):
+                    _preview(gallery, step, console)
     finally:
         for reporter in reporters:
             reporter.close()
@@ -94,38 +96,35 @@ def _save(session: Session, step: int) -> None:
 
 def _preview_due(session: Session, step: int) -> bool:
     every = session.job.config.preview.every_steps
-    return bool(every) and (step % every == 0 or step == session.plan.total_steps)
+    return step % every == 0 or step == session.plan.total_steps
 
 
-def _preview(session: Session, step: int, console: Console) -> None:
-    samples = session.samples
-    if samples is None:
-        return
-    samples.draw_step(session.backbone, step)
+def _preview(gallery: Gallery, step: int, console: Console) -> None:
+    gallery.draw_step(step)
     words = f"  step {step}: samples drawn"
-    if session.scorer is not None:
-        scores = samples.score(session.scorer, step, session.reseeded)
+    if scores := gallery.score(step):
+        kind = "likeness" if gallery.session.job.config.run.kind == "face" else "style"
         words += (
-            f"; likeness with the trigger {scores.trigger:.2f}, without {scores.plain:.2f}, "
+            f"; {kind} with the trigger {scores.trigger:.2f}, without {scores.plain:.2f}, "
             f"drift {scores.drift:.2f}"
         )
     console.print(words, highlight=False, soft_wrap=True)
-    if blank := samples.blank(step):
+    if blank := gallery.blank(step):
         console.print(
             f"  {blank} of the samples are of one colour: something is wrong with the training "
             "or the precision.",
             style="yellow",
         )
-    write_sheet(session)
+    write_sheet(gallery)
 
 
-def _finish(session: Session, console: Console, started_at: float) -> None:
+def _finish(session: Session, gallery: Gallery | None, console: Console, started_at: float) -> None:
     """Sheet, file, report: the LoRA file comes last, so that its being there means done."""
     job = session.job
-    sheet = write_sheet(session)
-    thumbnail = None
-    if session.samples is not None:
-        thumbnail = session.samples.steps[max(session.samples.steps)].shown[0]
+    sheet = thumbnail = None
+    if gallery is not None:
+        sheet = write_sheet(gallery)
+        thumbnail = gallery.steps[max(gallery.steps)].shown[0]
     verified = export_lora(
         session,
         job.folder.lora,
@@ -133,7 +132,7 @@ def _finish(session: Session, console: Console, started_at: float) -> None:
         started_at=started_at,
         thumbnail=thumbnail,
     )
-    write_report(session, verified, sheet)
+    write_report(session, gallery, verified, sheet)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -145,7 +144,7 @@ def _finish(session: Session, console: Console, started_at: float) -> None:
         "tensors match the base's key table)"
     )
     say(f"Report     {job.folder.report}")
-    say(f"Learned    {learned(session)}")
+    say(f"Learned    {learned(job, gallery)}")
 
 
 def _resume_words(session: Session) -> str:

@@ -74,7 +74,7 @@ def _require_plain(value: object) -> None:
 
 
 class TensorCache:
-    """Named tensors by key, as safetensors files in a folder.
+    """Named tensors by key, as safetensors files in a folder; in memory alone if it is None.
 
     If the folder cannot be written, entries are kept in memory for this run and `notice` says so.
 
@@ -83,7 +83,7 @@ class TensorCache:
         notice: "" while all is well, else a sentence for the user.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.hits = 0
         self.misses = 0
@@ -97,7 +97,7 @@ class TensorCache:
             ValueError: the key is not a fingerprint.
         """
         path = self._path(key)
-        tensors = self._memory.get(key) or _read(path)
+        tensors = self._memory.get(key) or (_read(path) if path else None)
         if tensors is None:
             self.misses += 1
             return None
@@ -112,7 +112,7 @@ class TensorCache:
         """
         path = self._path(key)
         kept = _on_cpu(tensors)
-        if not self.notice:
+        if path and not self.notice:
             try:
                 _write(path, kept)
                 return
@@ -133,10 +133,10 @@ class TensorCache:
             found = _on_cpu(made)
         return found
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> Path | None:
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise ValueError(f"a cache key is a fingerprint, not {key!r}")
-        return self.folder / f"{key}.safetensors"
+        return self.folder / f"{key}.safetensors" if self.folder else None
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,10 +20,11 @@ from trainer.report.page import (
     SettingRow,
     render_report,
 )
+from trainer.scoring import Scorer
+from trainer.training.gallery import Gallery, StepScores
 from trainer.training.job import Job
 from trainer.training.reports import read_metrics
 from trainer.training.run_folder import write_text
-from trainer.training.samples import StepScores
 from trainer.training.session import Session
 
 # A likeness this far above the highest of any other picture is called learned.
@@ -32,17 +33,15 @@ CLEARLY = 0.1
 LEAK = 0.2
 
 
-def write_sheet(session: Session) -> Image.Image | None:
+def write_sheet(gallery: Gallery) -> Image.Image:
     """Draw the contact sheet of all samples so far into the output folder."""
-    job, samples = session.job, session.samples
-    if samples is None:
-        return None
+    job = gallery.session.job
     photos = [
         decode_upright(photo.captioned.photo.path, background=job.background)
         for photo in job.photos
     ]
     caption = job.config.caption
-    sheet = samples.sheet(
+    sheet = gallery.sheet(
         title=f"{job.folder.name}: {caption.trigger} {caption.class_noun}",
         subtitle=f"{len(photos)} photos, trained on {base_title(job)}",
         photos=photos,
@@ -51,18 +50,15 @@ def write_sheet(session: Session) -> Image.Image | None:
     return sheet
 
 
-def learned(session: Session) -> str:
+def learned(job: Job, gallery: Gallery | None) -> str:
     """What was learned, in plain words with its numbers."""
-    if session.scorer is None or session.samples is None or not session.samples.scores:
-        return (
-            "not measured: preview.every_steps is 0, so no samples were drawn"
-            if session.samples is None
-            else "not measured: no prompt in preview.prompts holds the trigger word"
-        )
-    first, last = session.samples.scores[0], session.samples.scores[-1]
-    highest = max(session.scorer.others_scores)
-    caption = session.job.config.caption
-    word = "likeness" if session.job.config.run.kind == "face" else "style"
+    if gallery is None:
+        return "not measured: preview.every_steps is 0, so no samples were drawn"
+    if gallery.scorer is None:
+        return "not measured: no prompt in preview.prompts holds the trigger word"
+    first, last, highest = _ends(gallery, gallery.scorer)
+    caption = job.config.caption
+    word = "likeness" if job.config.run.kind == "face" else "style"
     return (
         f"{word} of '{caption.trigger} {caption.class_noun}' {first.trigger:.2f} -> "
         f"{last.trigger:.2f} (0 = other pictures, the nearest of them {highest:.2f}; "
@@ -71,9 +67,12 @@ def learned(session: Session) -> str:
     )
 
 
-def write_report(session: Session, verified: Verified, sheet: Image.Image | None) -> None:
+def write_report(
+    session: Session, gallery: Gallery | None, verified: Verified, sheet: Image.Image | None
+) -> None:
     """Write report.html."""
     job = session.job
+    scored = gallery is not None and gallery.scorer is not None
     config = job.config
     rows = read_metrics(job.folder.metrics)
     seconds = sum(row["seconds"] for row in rows)
@@ -81,17 +80,17 @@ def write_report(session: Session, verified: Verified, sheet: Image.Image | None
     page = render_report(
         ReportData(
             title=job.folder.name,
-            headline=_headline(session),
+            headline=_headline(job, gallery),
             summary=f"{len(job.photos)} photos, {config.run.total_steps} steps, "
             f"{seconds / 60:.1f} minutes of training on {base_title(job)}.",
             trigger=config.caption.trigger,
             example_prompt=_example_prompt(session),
             file=_file_facts(session, verified),
             contact_sheet=sheet,
-            scores=_score_rows(session),
-            scores_note=f"The score was {learned(session)}." if not _scored(session) else "",
+            scores=_score_rows(job, gallery),
+            scores_note="" if scored else f"The score was {learned(job, gallery)}.",
             notes=(f"This file is {job.note}.",) if job.note else (),
-            good=_is_good(session),
+            good=_is_good(gallery),
             curve=tuple(CurvePoint(row["step"], row["loss"], row["rate"]) for row in rows),
             saved_steps=tuple(range(saved, config.run.total_steps + 1, saved)),
             photos=_photo_rows(job),
@@ -119,31 +118,23 @@ def versions() -> dict[str, str]:
     }
 
 
-def _scored(session: Session) -> bool:
-    return bool(session.scorer and session.samples and session.samples.scores)
-
-
-def _ends(session: Session) -> tuple[StepScores, StepScores, float]:
+def _ends(gallery: Gallery, scorer: Scorer) -> tuple[StepScores, StepScores, float]:
     """First and last scores, and the highest score of any picture of the class."""
-    assert session.samples is not None
-    assert session.scorer is not None
-    scores = session.samples.scores
-    return scores[0], scores[-1], max(session.scorer.others_scores)
+    return gallery.scores[0], gallery.scores[-1], max(scorer.others_scores)
 
 
-def _is_good(session: Session) -> bool:
-    if not _scored(session):
+def _is_good(gallery: Gallery | None) -> bool:
+    if gallery is None or gallery.scorer is None:
         return True
-    first, last, highest = _ends(session)
+    first, last, highest = _ends(gallery, gallery.scorer)
     return last.trigger > highest + CLEARLY and last.plain - first.plain <= LEAK
 
 
-def _headline(session: Session) -> str:
-    caption = session.job.config.caption
-    name = f"'{caption.trigger} {caption.class_noun}'"
-    if not _scored(session):
+def _headline(job: Job, gallery: Gallery | None) -> str:
+    name = f"'{job.config.caption.trigger} {job.config.caption.class_noun}'"
+    if gallery is None or gallery.scorer is None:
         return f"{name} was trained; what it learned was not measured."
-    first, last, highest = _ends(session)
+    first, last, highest = _ends(gallery, gallery.scorer)
     if last.trigger > highest + CLEARLY:
         if last.plain - first.plain <= LEAK:
             return f"{name} now looks like your photos, and other prompts stayed as they were."
@@ -153,12 +144,12 @@ def _headline(session: Session) -> str:
     return f"{name} was hardly learned: more steps, a higher rate or more photos may help."
 
 
-def _score_rows(session: Session) -> tuple[ScoreRow, ...]:
-    if not _scored(session):
+def _score_rows(job: Job, gallery: Gallery | None) -> tuple[ScoreRow, ...]:
+    if gallery is None or gallery.scorer is None:
         return ()
-    first, last, highest = _ends(session)
-    kind = "Likeness" if session.job.config.run.kind == "face" else "Style"
-    count = len(session.scorer.others_scores) if session.scorer else 0
+    first, last, highest = _ends(gallery, gallery.scorer)
+    kind = "Likeness" if job.config.run.kind == "face" else "Style"
+    count = len(gallery.scorer.others_scores)
     return (
         ScoreRow(
             name=f"{kind} with the trigger word",
@@ -190,11 +181,8 @@ def _score_rows(session: Session) -> tuple[ScoreRow, ...]:
 
 def _example_prompt(session: Session) -> str:
     caption = session.job.config.caption
-    if session.samples is not None:
-        for prompt in session.samples.prompts:
-            if prompt.triggered:
-                return prompt.text
-    return f"{caption.trigger} {caption.class_noun}"
+    triggered = [prompt.text for prompt in session.prompts if prompt.triggered]
+    return triggered[0] if triggered else f"{caption.trigger} {caption.class_noun}"
 
 
 def _file_facts(session: Session, verified: Verified) -> FileFacts:

@@ -1,15 +1,14 @@
-"""A job made ready to train: base loaded, photos encoded, adapters attached, samples prepared."""
+"""A job made ready to train: base loaded, photos encoded, adapters attached, state restored."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from rich.console import Console
 
 from trainer.config.presets import prompts_path
@@ -19,23 +18,19 @@ from trainer.diffusion.schedule import schedule_from_config
 from trainer.errors import ConfigError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.optim import build_optimizer
-from trainer.scoring import Scorer
 from trainer.training.device import Device, choose_device
 from trainer.training.encode import EncodeOptions, encode_photos
 from trainer.training.job import Job, differences, resume_facts
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
-from trainer.training.preview import PreviewDefaults, PreviewPrompt, decode, draw, read_prompts
-from trainer.training.prior import PriorOptions, draw_prior, prior_images
+from trainer.training.preview import PreviewDefaults, PreviewPrompt, read_prompts
+from trainer.training.prior import PriorOptions, draw_prior
 from trainer.training.reports import stage_progress
-from trainer.training.samples import SampleBook, fit_scorer
 from trainer.training.state import Checkpoint, newest_checkpoint, restore
 from trainer.types import CachedSample, Size
 
 # Class pictures drawn for the score alone, when prior preservation is off.
 SCORE_PICTURES = 16
-# Added to a sample's seed to see what another seed draws.
-OTHER_SEED = 500_000
 # Files up to this size are known by their content, larger ones by size and date.
 HASHED_BYTES = 64 * 2**20
 
@@ -52,8 +47,8 @@ class Encoded:
 class Session:
     """Everything a run needs while it trains.
 
-    start_step: optimizer steps done before. reseeded: the base's samples without the trigger,
-    with other seeds.
+    facts: what must be equal for the run to go on later. prompts: of the samples, none without
+    previews. start_step: optimizer steps done before.
     """
 
     job: Job
@@ -62,9 +57,8 @@ class Session:
     learner: Learner
     plan: LoopPlan
     facts: dict[str, Any]
-    samples: SampleBook | None
-    scorer: Scorer | None
-    reseeded: tuple[Image.Image, ...]
+    encoded: Encoded
+    prompts: tuple[PreviewPrompt, ...]
     start_step: int
 
     @property
@@ -76,6 +70,8 @@ class Session:
 
 def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     """Load, encode, attach and, when asked, restore the newest checkpoint.
+
+    Nothing in the output folder is touched.
 
     Raises:
         TrainerError: anything the user can do something about.
@@ -108,8 +104,6 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     facts = resume_facts(job, base)
     checkpoint = _checkpoint(job, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
-    # The base's own samples are drawn before any trained weight is put in.
-    samples, scorer, reseeded = _samples(job, backbone, prompts, encoded, start_step)
     if checkpoint:
         restore(learner, checkpoint)
     return Session(
@@ -126,9 +120,8 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
             max_grad_norm=config.optimizer.max_grad_norm,
         ),
         facts=facts,
-        samples=samples,
-        scorer=scorer,
-        reseeded=reseeded,
+        encoded=encoded,
+        prompts=prompts,
         start_step=start_step,
     )
 
@@ -149,7 +142,7 @@ def base_fingerprint(folder: Path, device: Device) -> str:
 
 def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encoded:
     config = job.config
-    cache = TensorCache(cache_root() if config.data.cache else job.folder.root / ".cache")
+    cache = TensorCache(cache_root() if config.data.cache else None)
     options = EncodeOptions(
         base=base,
         background=job.background,
@@ -244,46 +237,12 @@ def _defaults(job: Job) -> PreviewDefaults:
     )
 
 
-def _preview_prompts(job: Job) -> list[PreviewPrompt]:
+def _preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
     if not job.config.preview.every_steps:
-        return []
+        return ()
     caption = job.config.caption
-    return read_prompts(
-        prompts_path(job.config.preview.prompts),
-        caption.trigger,
-        caption.class_noun,
-        _defaults(job),
-    )
-
-
-def _samples(
-    job: Job,
-    backbone: Backbone,
-    prompts: list[PreviewPrompt],
-    encoded: Encoded,
-    start_step: int,
-) -> tuple[SampleBook | None, Scorer | None, tuple[Image.Image, ...]]:
-    """The samples before training, and what they are scored against; none without previews."""
-    if not prompts:
-        return None, None, ()
-    trigger = job.config.caption.trigger
-    book = SampleBook(job.folder, prompts, trigger, job.facts.name, start_step)
-    if 0 not in book.steps:
-        book.draw_step(backbone, 0)
-    if not book.plain:
-        return book, None, ()
-    # Photos go through the VAE too, so that its softness is not taken for a difference.
-    photos = [
-        decode(backbone, sample.latents_Chw[None])[0]
-        for sample in encoded.photos
-        if not sample.key.endswith("+flip")
-    ]
-    scorer = fit_scorer(job.config.run.kind, photos, prior_images(backbone, encoded.prior))
-    others = [replace(prompt, seed=prompt.seed + OTHER_SEED) for prompt in book.plain]
-    reseeded = tuple(draw(backbone, others))
-    if not any(row.step == 0 for row in book.scores):
-        book.score(scorer, 0, reseeded)
-    return book, scorer, reseeded
+    path = prompts_path(job.config.preview.prompts)
+    return tuple(read_prompts(path, caption.trigger, caption.class_noun, _defaults(job)))
 
 
 def _checkpoint(job: Job, facts: dict[str, Any], console: Console) -> Checkpoint | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from trainer.families import Backbone
 from trainer.report.contact_sheet import SheetRow, contact_sheet
 from trainer.scoring import SCORERS, Scorer
 from trainer.scoring.drift import drift, looks_blank
-from trainer.training.preview import PreviewPrompt, draw, save_preview
-from trainer.training.run_folder import RunFolder, write_text
+from trainer.training.learner import disabled
+from trainer.training.preview import decode, draw, save_preview
+from trainer.training.prior import prior_images
+from trainer.training.run_folder import write_text
+from trainer.training.session import Session
+
+# Added to a sample's seed to see what another seed draws.
+OTHER_SEED = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,58 +46,80 @@ class StepSamples:
     plain: tuple[Image.Image, ...]
 
 
-class SampleBook:
-    """All samples of a run, by step.
+class Gallery:
+    """All samples of a run by step, and their scores.
 
     Args:
-        folder: of the run; what lies there from before is read back when a run goes on.
-        prompts: the prompts file.
-        trigger: the trigger word.
-        model: name of the base, for the pictures' text.
-        start_step: samples of later steps are forgotten.
+        session: of the run; samples that lie in its folder from before are read back when the run
+            goes on, those of later steps are forgotten.
+
+    Attributes:
+        prompts: what is drawn. plain: those with the trigger, once more without it.
+        steps: the pictures of each step. scores: the scores of each step.
+        scorer: None where no prompt has the trigger.
+        reseeded: the base's plain samples with other seeds, the measure of drift.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        prompts: Sequence[PreviewPrompt],
-        trigger: str,
-        model: str,
-        start_step: int,
-    ) -> None:
-        self.folder = folder
-        self.prompts = tuple(prompts)
-        self.plain = tuple(prompt.without(trigger) for prompt in prompts if prompt.triggered)
-        self.model = model
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.folder = session.job.folder
+        self.prompts = session.prompts
+        trigger = session.job.config.caption.trigger
+        self.plain = tuple(
+            prompt.without(trigger) for prompt in session.prompts if prompt.triggered
+        )
         self.steps: dict[int, StepSamples] = {}
         self.scores: list[StepScores] = []
-        self.reseeded: list[Image.Image] = []
-        if start_step:
-            self._read_back(start_step)
+        self.scorer: Scorer | None = None
+        self.reseeded: tuple[Image.Image, ...] = ()
+        if session.start_step:
+            self._read_back(session.start_step)
+        with disabled(session.learner.adapters):
+            self._draw_before()
 
-    def draw_step(self, backbone: Backbone, step: int) -> StepSamples:
+    def _draw_before(self) -> None:
+        """What the base itself draws, and the scale that it sets."""
+        if 0 not in self.steps:
+            self.draw_step(0)
+        if not self.plain:
+            return
+        session = self.session
+        # Photos go through the VAE too, so that its softness is not taken for a difference.
+        photos = [
+            decode(session.backbone, sample.latents_Chw[None])[0]
+            for sample in session.encoded.photos
+            if not sample.key.endswith("+flip")
+        ]
+        others = prior_images(session.backbone, session.encoded.prior)
+        kind = "style" if session.job.config.run.kind == "style" else "likeness"
+        self.scorer = SCORERS.load(kind).fit(photos, others)
+        others_seeds = [replace(prompt, seed=prompt.seed + OTHER_SEED) for prompt in self.plain]
+        self.reseeded = tuple(draw(session.backbone, others_seeds))
+        if not any(row.step == 0 for row in self.scores):
+            self.score(0)
+
+    def draw_step(self, step: int) -> None:
         """Draw all samples as the model is now and write them to `previews/`."""
+        backbone, model = self.session.backbone, self.session.job.facts.name
         images = draw(backbone, [*self.prompts, *self.plain])
         count = len(self.prompts)
         samples = StepSamples(tuple(images[:count]), tuple(images[count:]))
         sampler = type(backbone.pipeline().scheduler).__name__.removesuffix("Scheduler")
         pairs = zip([*self.prompts, *self.plain], self._paths(step), images, strict=True)
         for prompt, path, image in pairs:
-            save_preview(path, image, prompt, model=self.model, sampler=sampler)
+            save_preview(path, image, prompt, model=model, sampler=sampler)
         self.steps[step] = samples
-        return samples
 
     def blank(self, step: int) -> int:
         """How many samples of a step are of one colour."""
         samples = self.steps[step]
         return sum(looks_blank(image) for image in (*samples.shown, *samples.plain))
 
-    def score(self, scorer: Scorer, step: int, reseeded: Sequence[Image.Image]) -> StepScores:
-        """Score the samples of a step and remember it in `scores.json`.
-
-        Args:
-            reseeded: the plain samples of the base with other seeds, the measure of drift.
-        """
+    def score(self, step: int) -> StepScores | None:
+        """Score the samples of a step and remember it in `scores.json`; None without a scorer."""
+        if self.scorer is None:
+            return None
+        scorer = self.scorer
         samples, first = self.steps[step], self.steps[0]
         triggered = [
             image
@@ -103,7 +130,7 @@ class SampleBook:
             step=step,
             trigger=_mean(scorer.score(triggered)),
             plain=_mean(scorer.score(samples.plain)),
-            drift=drift(first.plain, samples.plain, reseeded),
+            drift=drift(first.plain, samples.plain, self.reseeded),
         )
         self.scores = [*(old for old in self.scores if old.step < step), scores]
         rows = [asdict(row) for row in self.scores]
@@ -146,10 +173,9 @@ class SampleBook:
             self.scores = [score for score in scores if score.step <= start_step]
 
 
-def fit_scorer(kind: str, photos: Sequence[Image.Image], others: Sequence[Image.Image]) -> Scorer:
-    """The score that suits a kind of training (`face`, `style`)."""
-    scorer: Scorer = SCORERS.load("style" if kind == "style" else "likeness").fit(photos, others)
-    return scorer
+def open_gallery(session: Session) -> Gallery | None:
+    """The gallery of a run with the base's own samples in it; None without previews."""
+    return Gallery(session) if session.prompts else None
 
 
 def _mean(values: Sequence[float]) -> float:
