@@ -1,6 +1,7 @@
 """The embedded base: its drawings, captions, stages, committed weights and sample sets."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ from pretraining.vae import new_vae
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "trainer" / "assets" / "base"
 DATASETS = ROOT / "datasets"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """Several threads stall each other on nets this small when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def mean_difference(first: Image.Image, second: Image.Image) -> float:
@@ -262,9 +272,8 @@ def test_base_loads_in_a_named_precision() -> None:
 
 
 def test_autoencoder_keeps_pictures_it_never_saw(base: StableDiffusionPipeline) -> None:
-    true = pixels(
-        torch.from_numpy(np.stack([data.picture(s, 64) for s in range(10**8, 10**8 + 8)]))
-    )
+    drawn = [data.picture(seed, 64) for seed in range(10**8, 10**8 + 8)]
+    true = pixels(torch.from_numpy(np.stack(drawn)))
     with torch.no_grad():
         made = base.vae.decode(base.vae.encode(true).latent_dist.mean).sample.clamp(-1, 1)
     psnr = -10 * ((made - true) / 2).pow(2).mean(dim=(1, 2, 3)).log10()

@@ -39,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped before anything was trained.", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(
+            f"\nA file could not be read or written: {error.strerror or error}\n"
+            f"  {error.filename or ''}\nFree some space or make the folder writable; a training "
+            "goes on from its last checkpoint with --resume.",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:  # the one place where anything may be caught
         return _unexpected(error)
 

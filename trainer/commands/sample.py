@@ -50,8 +50,8 @@ def run(request: Request) -> None:
         attached.set_multiplier(request.strength)
     side = 8 * facts.pixels_per_latent
     size = Size(
-        (request.width or facts.resolution) // side * side,
-        (request.height or facts.resolution) // side * side,
+        max(side, (request.width or facts.resolution) // side * side),
+        max(side, (request.height or facts.resolution) // side * side),
     )
     prompts = [
         PreviewPrompt(

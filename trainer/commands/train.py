@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import torch
 from rich.console import Console
 
 from trainer.commands.decide import Request, decide
 from trainer.config.reader import to_toml
-from trainer.errors import Stopped
+from trainer.errors import DeviceError, Stopped
 from trainer.training.export import export_lora
 from trainer.training.finish import learned, write_report, write_sheet
 from trainer.training.gallery import Gallery, open_gallery
@@ -26,8 +27,25 @@ from trainer.training.stop import StopSignal
 
 
 def run(request: Request) -> None:
-    """Train. Everything that can be wrong with the request is said before anything is loaded."""
-    console = Console()
+    """Train.
+
+    Raises:
+        TrainerError: anything the user can do something about; what is wrong with the request
+            itself is said before anything is loaded.
+        Stopped: after saving, when the user asked for it.
+    """
+    try:
+        _run(request, Console())
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            "The GPU's memory is full.",
+            where=str(error).splitlines()[0],
+            fix="What helps most: --set data.batch_size=1, --set data.resolution=448 (or less), "
+            "--set adapter.text_encoder=false. Close other programs that use the GPU.",
+        ) from error
+
+
+def _run(request: Request, console: Console) -> None:
     job = decide(request, console)
     started_at = time.time()
     session = open_session(job, console, resume=request.resume)

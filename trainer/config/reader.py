@@ -124,10 +124,10 @@ def override_layer(overrides: Iterable[tuple[str, Any]], origin: str) -> Layer:
     values: dict[str, Any] = {}
     for dotted, value in overrides:
         section, dot, name = dotted.partition(".")
-        if dot:
-            values.setdefault(section, {})[name] = value
-        else:
+        if not dot:
             values[dotted] = value
+        elif isinstance(values.setdefault(section, {}), dict):
+            values[section][name] = value
     return Layer(origin, values)
 
 
@@ -217,8 +217,8 @@ def to_toml(config: TrainConfig, origins: Mapping[str, str] | None = None) -> st
 
 
 def _toml_value(value: str | int | float | bool) -> str:
-    # JSON's texts, numbers, true and false are TOML's too.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's texts, numbers, true and false are TOML's too, but for the character "delete".
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _flatten(layer: Layer) -> Iterable[tuple[str, Any]]:

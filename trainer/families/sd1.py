@@ -56,10 +56,17 @@ class StableDiffusion1:
                 where=str(folder),
                 fix="Train on the ordinary model it was made from; the LoRA will work in both.",
             )
-        pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
-        width = int(unet["cross_attention_dim"])
-        real = width == REAL_WIDTH and list(unet["block_out_channels"]) == REAL_CHANNELS
-        resolution = int(unet["sample_size"]) * pixels_per_latent
+        try:
+            pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+            width = int(unet["cross_attention_dim"])
+            real = width == REAL_WIDTH and list(unet["block_out_channels"]) == REAL_CHANNELS
+            resolution = int(unet["sample_size"]) * pixels_per_latent
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The configuration of the base model is not complete: {error}",
+                where=str(folder),
+                fix="Copy or download the base again.",
+            ) from error
         return BaseFacts(
             family="sd1",
             name=folder.name,

@@ -97,12 +97,8 @@ def _grid(across: Axis, upright: Axis, label: str) -> Markup:
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.0f}</text>'
         )
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>'
-    )
-    parts.append(
-        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(label)}</text>'
-    )
+    beside = f'transform="translate(13 {middle}) rotate(-90)" text-anchor="middle"'
+    parts.append(f"<text {beside}>{escape(label)}</text>")
     return Markup("\n".join(parts))
 
 

@@ -39,7 +39,8 @@ class Scorer(Protocol):
 
     @property
     def photos_scores(self) -> tuple[float, ...]:
-        """The photos' own scores, each found without that photo; their mean is 1."""
+        """The photos' own scores, each found without that photo; their mean is 1
+        (below 1 where the photos have less in common than the other pictures differ)."""
         ...
 
     @property

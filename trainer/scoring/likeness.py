@@ -2,9 +2,12 @@
 
 Pictures are compared as thumbnails of 16 x 16 cells in L*a*b*, each cell weighted by how much the
 photos agree in it (see `traits`), at the best of nine small shifts, mirrored or not. On drawn
-avatars this ranks unseen pictures of the subject above other avatars with an area under the ROC
-curve of 0.98 to 1.00 from 14 photos, about 0.97 from three (tests/test_scoring.py). It knows
-nothing of faces: it wants the subject at about the same place in every picture, as in portraits.
+avatars, 14 photos rank unseen pictures of the subject above other avatars with an area under the
+ROC curve of 0.98 to 1.00 (tests/test_scoring.py); few photos do worse, about 0.88 with three.
+
+It knows nothing of faces. It wants the subject at about the same place in every picture, and what
+it sees is mostly colour in its place: a picture of nothing but the subject's colour scores high,
+which is why blank pictures are looked for as well (`drift.looks_blank`).
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class LikenessScorer:
 
     @property
     def photos_scores(self) -> tuple[float, ...]:
-        """The photos' own scores, each found without that photo; their mean is 1."""
+        """The photos' own scores, each found without that photo; as a rule their mean is 1."""
         return self._scale.photos_scores
 
     @property

@@ -47,7 +47,7 @@ class StyleScorer:
 
     @property
     def photos_scores(self) -> tuple[float, ...]:
-        """The photos' own scores, each found without that photo; their mean is 1."""
+        """The photos' own scores, each found without that photo; as a rule their mean is 1."""
         return self._scale.photos_scores
 
     @property

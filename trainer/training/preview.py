@@ -7,6 +7,7 @@ px, `--d` seed, `--l` guidance scale, `--s` sampling steps.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from trainer.errors import DataError
 from trainer.families import Backbone
 from trainer.types import Size
 
-OPTION = re.compile(r"\s--([a-z]+)\s+(.*?)(?=\s--[a-z]+\s|$)", re.DOTALL)
+OPTION = re.compile(r"\s--([A-Za-z]+)(?=\s|$)(.*?)(?=\s--[A-Za-z]+(?:\s|$)|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def parse_prompt(
     """One line of a prompts file; `where` names it in an error."""
     first = OPTION.search(f" {line}")
     text = f" {line}"[: first.start()].strip() if first else line
-    options = dict(OPTION.findall(f" {line}"))
+    options = {name.lower(): value.strip() for name, value in OPTION.findall(f" {line}")}
     if unknown := sorted(set(options) - set("nwhdls")):
         raise DataError(
             f"The prompt has an option that is not known: --{unknown[0]}",
@@ -102,8 +103,10 @@ def parse_prompt(
         )
 
     def number(name: str, default: float, lowest: float, highest: float) -> float:
+        if name not in options:
+            return default
         try:
-            value = float(options.get(name, default))
+            value = float(options[name])
         except ValueError:
             value = float("nan")
         if not lowest <= value <= highest:
@@ -116,8 +119,8 @@ def parse_prompt(
         return value
 
     step = defaults.side_step_px
-    width = int(number("w", defaults.size.width, step, 2048)) // step * step
-    height = int(number("h", defaults.size.height, step, 2048)) // step * step
+    width = max(step, int(number("w", defaults.size.width, step, 2048)) // step * step)
+    height = max(step, int(number("h", defaults.size.height, step, 2048)) // step * step)
 
     def fill(part: str) -> str:
         return part.replace("{trigger}", trigger).replace("{class}", class_noun)
@@ -125,7 +128,7 @@ def parse_prompt(
     text = fill(text)
     return PreviewPrompt(
         text=text,
-        negative=fill(options.get("n", "").strip()),
+        negative=fill(options.get("n", "")),
         size=Size(width, height),
         seed=int(number("d", defaults.seed, 0, 2**53)),
         guidance=number("l", defaults.guidance, 1.0, 30.0),
@@ -225,4 +228,10 @@ def save_preview(
     info = PngInfo()
     info.add_itxt("parameters", text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, pnginfo=info)
+    # Under another name first: a run that goes on reads these pictures back.
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        image.save(temporary, "PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -58,7 +58,8 @@ class RunFolder:
 
 def file_stem(name: str) -> str:
     """A folder's name as a file name that every system and prompt syntax takes."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "lora"
+    kept = "".join(c if c.isalpha() or c.isdecimal() or c in "_.-" else " " for c in name)
+    return "_".join(kept.split())[:100].strip("._-") or "lora"
 
 
 def choose_root(

@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         adapter.safetensors     the trained weights, fp32
         optimizer.safetensors   the optimizer's tensors
-        state.json              step, settings, numbers, and the SHA-256 of the other files
+        state.json              step, settings, numbers, the SHA-256 of the other files and its own
 
 A checkpoint is written under another name, flushed to disk and then renamed; older ones go only
 after that. Nothing is pickled. Data order, noise and learning rate are functions of the step, so
@@ -12,6 +12,7 @@ they need no state.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,6 +81,7 @@ def save_checkpoint(
             "scaler": scaler.state_dict() if scaler is not None else {},
             "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
         }
+        state["seal"] = _seal(state)
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
@@ -93,7 +95,9 @@ def save_checkpoint(
             fix="Free some space or make the folder writable, then go on with --resume.",
         ) from error
     for old in _folders(folder)[keep:]:
-        _remove(old)
+        # One that cannot be removed (another program has it open) is no reason to stop.
+        with contextlib.suppress(OSError):
+            _remove(old)
     return final
 
 
@@ -153,6 +157,8 @@ def _read(folder: Path) -> Checkpoint:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise FileFormatError(f"it has format {state['format']}, this version reads {FORMAT}")
+        if state.pop("seal") != _seal(state):
+            raise FileFormatError("state.json is not what was written")
         for name in ("adapter.safetensors", "optimizer.safetensors"):
             if _sha256(folder / name) != state["sha256"][name]:
                 raise FileFormatError(f"{name} is not what was written")
@@ -164,7 +170,7 @@ def _read(folder: Path) -> Checkpoint:
             numbers=state["numbers"],
             scaler=state["scaler"],
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise FileFormatError(f"{type(error).__name__}: {error}", where=str(folder)) from error
 
 
@@ -183,6 +189,11 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def _seal(state: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else in state.json."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
