@@ -12,7 +12,7 @@ from pretraining.palette import Rgb, mix
 Point = tuple[float, float]
 
 NEON_GROUND: Rgb = (14, 10, 34)
-_OUTLINE = 1.5
+_OUTLINE = 2.4
 
 
 @dataclass(frozen=True, slots=True)

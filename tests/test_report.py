@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import fields, replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_every_text_field_reaches_the_page() -> None:
         value = getattr(report(), field.name)
         if isinstance(value, str) and value:
             marked = f"marked-{field.name}"
-            assert marked in render_report(replace(report(), **{field.name: marked})), field.name
+            change: dict[str, Any] = {field.name: marked}
+            assert marked in render_report(replace(report(), **change)), field.name
             assert marked not in shown
 
 
@@ -154,10 +156,14 @@ def test_pictures_can_be_read_from_the_page() -> None:
 
 def test_foreign_text_is_shown_and_never_run() -> None:
     base = report()
+    texts: dict[str, Any] = {
+        field.name: EVIL
+        for field in fields(ReportData)
+        if isinstance(getattr(base, field.name), str)
+    }
     evil = replace(
         base,
-        **{name: EVIL for name in ("title", "headline", "summary", "trigger", "example_prompt")},
-        **{name: EVIL for name in ("base", "scores_note", "settings_toml", "command")},
+        **texts,
         file=replace(
             base.file,
             path=f"runs/{EVIL}.safetensors",

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_likeness_survives_the_softness_of_a_small_vae(
 
 def test_likeness_ignores_clothes_and_background(zia_scorer: LikenessScorer) -> None:
     pose = replace(sample_context(7), hat="none", shift_x=0.0, shift_y=0.0, scale=1.05, tilt=0.0)
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"background": "plain", "background_colour": "red", "clothes_colour": "blue"},
         {"background": "forest", "clothes": "suit", "clothes_colour": "black"},
         {"background": "snow", "clothes": "hoodie", "clothes_colour": "white"},

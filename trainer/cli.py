@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nStopped before anything was trained.", file=sys.stderr)
+        print(
+            "\nStopped. What was saved before stays; a training goes on from there with --resume.",
+            file=sys.stderr,
+        )
         return 130
     except OSError as error:
         print(

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
-from trainer.config.presets import preset_path
+from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
     Layer,
     Resolved,
@@ -20,11 +21,14 @@ from trainer.config.reader import (
     parse_override,
     read_toml,
 )
+from trainer.config.settings import TrainConfig
 from trainer.data.buckets import bucket_counts, bucket_photos, make_buckets
 from trainer.data.captions import caption_photos
 from trainer.data.photos import PhotoScan, require_usable, scan_folder
-from trainer.errors import UsageError
+from trainer.errors import ConfigError, UsageError
 from trainer.families import BaseFacts
+from trainer.optim import OPTIMIZERS
+from trainer.training.device import choose_device
 from trainer.training.finish import base_title
 from trainer.training.job import Job
 from trainer.training.run_folder import (
@@ -33,6 +37,7 @@ from trainer.training.run_folder import (
     choose_root,
     file_stem,
     open_root,
+    require_free,
 )
 
 RUNS = Path("runs")
@@ -79,6 +84,7 @@ def decide(request: Request, console: Console) -> Job:
         resolved, {"run.name": file_stem(request.photos.resolve().name)}, "the photo folder"
     )
     config = resolved.config
+    _check_choices(config, facts)
     captioned = caption_photos(
         photos,
         trigger=config.caption.trigger,
@@ -91,12 +97,15 @@ def decide(request: Request, console: Console) -> Job:
         step_px=config.data.bucket_step_px or facts.bucket_step_px,
         max_aspect=config.data.max_aspect,
     )
+    folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
+    if not (request.resume or request.overwrite):
+        require_free(folder)
     job = Job(
         source=request.photos,
         config=config,
         origins=resolved.origins,
         facts=facts,
-        folder=RunFolder(root, config.run.name or file_stem(request.photos.resolve().name)),
+        folder=folder,
         photos=bucket_photos(captioned, buckets),
         command=request.command,
     )
@@ -132,6 +141,29 @@ def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
         layers.insert(0, read_toml(preset, f"preset {preset.stem}"))
     resolved = build_config(layers)
     return resolved, base_facts(base)
+
+
+def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
+    """Everything that is named by a text or depends on the base, before anything is loaded.
+
+    Raises:
+        UsageError, DeviceError, DataError: a name, file or size is wrong.
+    """
+    OPTIMIZERS[config.optimizer.name]
+    ADAPTERS[config.adapter.kind]
+    choose_device(config.model.device, config.model.precision, "auto")
+    unit = max(8, facts.pixels_per_latent)
+    if (config.data.bucket_step_px or unit) % unit:
+        raise ConfigError(
+            f"data.bucket_step_px ({config.data.bucket_step_px}) is not a multiple of {unit} px, "
+            "which the base needs.",
+            where="data.bucket_step_px",
+            fix=f"Set it to a multiple of {unit}; the default is {facts.bucket_step_px}.",
+        )
+    names = [config.objective.prior_prompts]
+    names += [config.preview.prompts] if config.preview.every_steps else []
+    for name in names:
+        prompts_path(name)
 
 
 def _saved_settings(path: Path) -> Layer:

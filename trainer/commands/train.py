@@ -35,7 +35,7 @@ def run(request: Request) -> None:
         Stopped: after saving, when the user asked for it.
     """
     try:
-        _run(request, Console())
+        _run(request, Console(markup=False))
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             "The GPU's memory is full.",
@@ -54,6 +54,9 @@ def _run(request: Request, console: Console) -> None:
         clear_run(job.folder)
     write_text(job.folder.settings, to_toml(job.config, job.origins))
     gallery = open_gallery(session)
+    start = session.start_step
+    if gallery is not None and start not in gallery.steps and _preview_due(session, start):
+        _preview(gallery, start, console)  # the run was stopped between saving and drawing
     if session.start_step < session.plan.last_step:
         _train(session, gallery, console, started_at)
     if session.plan.last_step < session.plan.total_steps:
@@ -145,12 +148,13 @@ def _finish(session: Session, gallery: Gallery | None, console: Console, started
         thumbnail = gallery.steps[max(gallery.steps)].shown[0]
     verified = export_lora(
         session,
-        job.folder.lora,
+        job.folder.unfinished_lora,
         step=session.plan.total_steps,
         started_at=started_at,
         thumbnail=thumbnail,
     )
     write_report(session, gallery, verified, sheet)
+    job.folder.unfinished_lora.replace(job.folder.lora)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

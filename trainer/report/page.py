@@ -192,7 +192,8 @@ def scale_percent(value: float) -> float:
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0)
+    # Not optimize=True: Pillow's buffer for it is too small for noise, and saving then fails.
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 

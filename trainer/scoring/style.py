@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from trainer.scoring.colours import thumbnails, to_lab
-from trainer.scoring.traits import Array, Scale, fit_scale
+from trainer.scoring.traits import Array, Scale, check_counts, fit_scale
 
 SIDE_PX = 64
-HALVINGS = 3
+SIZES = 3  # the full size, a half, a quarter
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DIRECTIONS = 4
+FEATURES = 2 * (2 + len(QUANTILES)) + SIZES * (9 + DIRECTIONS)
 
 
 class StyleScorer:
@@ -38,6 +39,7 @@ class StyleScorer:
             ValueError: no photo, or fewer than two other pictures.
         """
         photos_NF, others_MF = describe(photos), describe(others)
+        check_counts(photos_NF, others_MF)
         population = np.concatenate([photos_NF, others_MF])
         centre, spread = population.mean(axis=0), population.std(axis=0) + 1e-6
         scale = fit_scale(
@@ -63,7 +65,7 @@ class StyleScorer:
 def describe(images: Sequence[Image.Image]) -> Array:
     """The low-level look of each picture: [N, F]."""
     features = [_describe(thumbnails([image], SIDE_PX)[0]) for image in images]
-    return np.array(features).reshape(len(images), -1)
+    return np.array(features).reshape(len(images), FEATURES)
 
 
 def _as_views(features_NF: Array) -> Array:
@@ -74,7 +76,7 @@ def _describe(rgb: Array) -> Array:
     lab = to_lab(rgb)
     lightness, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
     parts = [_tones(lightness), _tones(chroma)]
-    for _ in range(HALVINGS):
+    for _ in range(SIZES):
         parts.append(_edges(lightness, chroma))
         lightness, chroma = _halve(lightness), _halve(chroma)
     return np.concatenate(parts)

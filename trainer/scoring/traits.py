@@ -89,17 +89,25 @@ def fit_scale(photos_NVFC: Array, others_MVFC: Array) -> Scale:
     Raises:
         ValueError: no photo, or fewer than two other pictures.
     """
-    if len(photos_NVFC) < 1 or len(others_MVFC) < 2:
-        raise ValueError(
-            f"a scale needs a photo and two other pictures, got {len(photos_NVFC)} "
-            f"and {len(others_MVFC)}"
-        )
+    check_counts(photos_NVFC, others_MVFC)
     traits = fit_traits(photos_NVFC, others_MVFC)
     others = traits.closeness(others_MVFC)
     photos = _left_out(photos_NVFC, others_MVFC)
     zero = float(others.mean())
     span = max(float(photos.mean()) - zero, float(others.std()), 1e-9)
     return Scale(traits, zero, span, _scaled(photos, zero, span), _scaled(others, zero, span))
+
+
+def check_counts(photos: Array, others: Array) -> None:
+    """Refuse what no scale can be made from.
+
+    Raises:
+        ValueError: no photo, or fewer than two other pictures.
+    """
+    if len(photos) < 1 or len(others) < 2:
+        raise ValueError(
+            f"a scale needs a photo and two other pictures, got {len(photos)} and {len(others)}"
+        )
 
 
 def _weigh(aligned_NFC: Array, population_F: Array) -> Traits:

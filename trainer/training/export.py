@@ -43,12 +43,16 @@ def export_lora(
     for attached, naming in named_adapters(session):
         tensors |= kohya_tensors(attached, naming)
         expected |= expected_shapes(attached, naming)
-    metadata = build_metadata(
-        _facts(session, path.stem, step, started_at, _jpeg(thumbnail) if thumbnail else None)
-    )
+    picture = _jpeg(thumbnail) if thumbnail else None
+    metadata = build_metadata(_facts(session, _output_name(path), step, started_at, picture))
     precision = session.job.config.adapter.save_precision
     write_lora(path, tensors, metadata, dtype=PRECISIONS[precision])
     return verify_lora(path, expected)
+
+
+def _output_name(path: Path) -> str:
+    """The name that the file will have, without its ending."""
+    return path.name.removesuffix(".safetensors").removesuffix(".unfinished")
 
 
 def named_adapters(session: Session) -> list[tuple[Attached, KeyNaming]]:

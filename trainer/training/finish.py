@@ -70,7 +70,7 @@ def learned(job: Job, gallery: Gallery | None) -> str:
 def write_report(
     session: Session, gallery: Gallery | None, verified: Verified, sheet: Image.Image | None
 ) -> None:
-    """Write report.html."""
+    """Write report.html; the LoRA file still has its unfinished name."""
     job = session.job
     scored = gallery is not None and gallery.scorer is not None
     config = job.config
@@ -187,7 +187,7 @@ def _example_prompt(session: Session) -> str:
 
 def _file_facts(session: Session, verified: Verified) -> FileFacts:
     job = session.job
-    hashes = file_hashes(job.folder.lora)
+    hashes = file_hashes(job.folder.unfinished_lora)
     named = {
         "SHA-256": hashes.sha256,
         "AutoV2": hashes.autov2,
@@ -196,7 +196,7 @@ def _file_facts(session: Session, verified: Verified) -> FileFacts:
     }
     return FileFacts(
         path=str(job.folder.lora),
-        size_bytes=job.folder.lora.stat().st_size,
+        size_bytes=job.folder.unfinished_lora.stat().st_size,
         hashes=named,
         verified=True,
         verification=f"Read back after writing: all {verified.matched} tensors match the base's "

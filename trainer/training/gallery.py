@@ -160,22 +160,38 @@ class Gallery:
         }
         for step in sorted(step for step in found if step <= start_step):
             paths = self._paths(step)
-            if all(path.is_file() for path in paths):
-                images = []
-                for path in paths:
-                    with Image.open(path) as image:
-                        images.append(image.convert("RGB"))
+            if images := _read_pictures(paths):
                 count = len(self.prompts)
                 self.steps[step] = StepSamples(tuple(images[:count]), tuple(images[count:]))
-        if self.folder.scores.is_file():
-            rows: list[dict[str, Any]] = json.loads(self.folder.scores.read_text(encoding="utf-8"))
-            scores = [StepScores(**row) for row in rows]
-            self.scores = [score for score in scores if score.step <= start_step]
+        self.scores = [
+            scores for scores in _read_scores(self.folder.scores) if scores.step in self.steps
+        ]
 
 
 def open_gallery(session: Session) -> Gallery | None:
     """The gallery of a run with the base's own samples in it; None without previews."""
     return Gallery(session) if session.prompts else None
+
+
+def _read_pictures(paths: Sequence[Path]) -> list[Image.Image]:
+    """The pictures; none at all if one of them is missing or damaged."""
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError):  # what Pillow raises on a damaged PNG
+            return []
+    return images
+
+
+def _read_scores(path: Path) -> list[StepScores]:
+    """The scores that lie in a run's folder; none if they are missing or damaged."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return [StepScores(**row) for row in rows]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _mean(values: Sequence[float]) -> float:

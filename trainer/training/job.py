@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ class Job:
         return red, green, blue
 
     @property
+    def square_px(self) -> int:
+        """Side of the square training pictures: the resolution in whole bucket steps."""
+        step = self.config.data.bucket_step_px or self.facts.bucket_step_px
+        return (self.config.data.resolution or self.facts.resolution) // step * step
+
+    @property
     def last_step(self) -> int:
         return self.config.run.stop_at_step or self.config.run.total_steps
 
@@ -64,8 +70,8 @@ class Job:
         return ""
 
 
-def resume_facts(job: Job, base_fingerprint: str) -> dict[str, Any]:
-    """What must be equal for a run to go on: settings, photos and base."""
+def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) -> dict[str, Any]:
+    """What must be equal for a run to go on: settings, photos, base, and the class pictures."""
     settings = {
         f"{section}.{name}": value
         for section, values in job.config.model_dump().items()
@@ -73,8 +79,20 @@ def resume_facts(job: Job, base_fingerprint: str) -> dict[str, Any]:
         for name, value in values.items()
         if f"{section}.{name}" not in FREE_ON_RESUME
     }
+    prior: list[str] = []
+    if job.config.objective.prior_weight:
+        # The class pictures are drawn as samples are.
+        preview = job.config.preview
+        settings["preview.sampling_steps"] = preview.sampling_steps
+        settings["preview.guidance_scale"] = preview.guidance_scale
+        prior = list(prior_texts)
     photos = [[photo.captioned.photo.digest, photo.captioned.text] for photo in job.photos]
-    return {"settings": settings, "photos": sorted(photos), "base": base_fingerprint}
+    return {
+        "settings": settings,
+        "photos": sorted(photos),
+        "base": base_fingerprint,
+        "prior": prior,
+    }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -90,6 +108,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if len(before["photos"]) != len(now["photos"])
             else "the photos or captions: a picture or a text has changed"
         )
+    if before["prior"] != now["prior"] and len(before["prior"]) == len(now["prior"]):
+        lines.append("objective.prior_prompts: the prompts in the file have changed")
     if before["base"] != now["base"]:
         lines.append("the base model: its files have changed")
     return lines

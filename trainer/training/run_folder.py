@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,11 @@ class RunFolder:
     def lora(self) -> Path:
         """The finished LoRA file, written last."""
         return self.root / f"{self.name}.safetensors"
+
+    @property
+    def unfinished_lora(self) -> Path:
+        """The LoRA file until everything else is there."""
+        return self.root / f"{self.name}.unfinished"
 
     def step_lora(self, step: int) -> Path:
         return self.root / f"{self.name}-{step}.safetensors"
@@ -84,6 +91,12 @@ def choose_root(
                 where=str(output),
                 fix="Give another name after --output.",
             )
+        if resume and not holds_run(output):
+            raise UsageError(
+                "There is no run to go on with.",
+                where=str(output),
+                fix="Check the folder after --output, or start a run without --resume.",
+            )
         if holds_run(output) and not (resume or overwrite):
             raise OutputError(
                 "The output folder already holds a run.",
@@ -107,6 +120,21 @@ def choose_root(
             )
         return runs / f"{stem}-{numbers[-1]}"
     return runs / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
+
+
+def require_free(folder: RunFolder) -> None:
+    """Refuse a folder in which files would be replaced that no run has left there.
+
+    Raises:
+        OutputError: names them.
+    """
+    written = (folder.lora, folder.contact_sheet, folder.report, folder.metrics, folder.scores)
+    if taken := [path for path in written if path.exists()]:
+        raise OutputError(
+            "The output folder holds files that the run would replace.",
+            where="\n".join(str(path) for path in taken),
+            fix="Give another folder after --output, or replace them by --overwrite.",
+        )
 
 
 def holds_run(folder: Path) -> bool:
@@ -135,18 +163,29 @@ def open_root(root: Path) -> None:
 
 def clear_run(folder: RunFolder) -> None:
     """Remove an older run's own files before it is replaced; anything else stays."""
-    step_files = re.compile(re.escape(folder.name) + r"(-\d+)?\.safetensors")
+    names = "|".join(re.escape(name) for name in {folder.name, _name_of_run(folder)})
+    step_files = re.compile(rf"({names})(-\d+)?\.safetensors")
     for path in sorted(folder.root.iterdir()):
         if step_files.fullmatch(path.name):
             path.unlink()
-    for folder_path in (folder.checkpoints, folder.previews):
-        for path in sorted(folder_path.rglob("*"), reverse=True):
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            else:
-                path.unlink()
+    for path in sorted(folder.checkpoints.glob("step-*")):
+        shutil.rmtree(path)
+    for path in sorted(folder.previews.glob("step-*.png")):
+        path.unlink()
+    for parent in (folder.checkpoints, folder.previews):
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
     for path in (folder.contact_sheet, folder.report, folder.metrics, folder.scores):
         path.unlink(missing_ok=True)
+
+
+def _name_of_run(folder: RunFolder) -> str:
+    """What the run that lies in a folder is called."""
+    try:
+        settings = tomllib.loads(folder.settings.read_text(encoding="utf-8"))
+        return str(settings["run"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
 
 
 def write_text(path: Path, text: str) -> None:

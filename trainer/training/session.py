@@ -101,7 +101,7 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
         ),
     )
     learner = _learner(job, device, backbone, adapters, encoded)
-    facts = resume_facts(job, base)
+    facts = resume_facts(job, base, [sample.text for sample in encoded.prior])
     checkpoint = _checkpoint(job, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -157,7 +157,7 @@ def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encode
     if not wanted and config.preview.every_steps:
         wanted = SCORE_PICTURES
     if wanted:
-        side = config.data.resolution or job.facts.resolution
+        side = job.square_px
         lines = read_prompts(
             prompts_path(config.objective.prior_prompts),
             config.caption.trigger,
@@ -227,7 +227,7 @@ def _learner(
 
 def _defaults(job: Job) -> PreviewDefaults:
     preview = job.config.preview
-    side = job.config.data.resolution or job.facts.resolution
+    side = job.square_px
     return PreviewDefaults(
         size=Size(side, side),
         seed=preview.seed,
