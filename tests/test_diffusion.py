@@ -40,6 +40,15 @@ def test_the_schedule_is_that_of_diffusers(config: dict[str, object]) -> None:
     assert torch.equal(ours.alphas_cumprod_N, theirs.alphas_cumprod)
 
 
+def test_a_base_with_zero_terminal_snr_has_the_schedule_of_diffusers() -> None:
+    config = {**SD1, "rescale_betas_zero_snr": True}
+    ours = schedule_from_config(config).alphas_cumprod_N
+    theirs = DDPMScheduler(**config).alphas_cumprod
+    assert float(ours[-1]) == 0.0
+    # diffusers goes through the betas and back, and rounds on the way.
+    torch.testing.assert_close(ours[:-1], theirs[:-1], rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_noising_target_and_snr_are_those_of_diffusers(prediction: str) -> None:
     ours = schedule_from_config(SD1, prediction)

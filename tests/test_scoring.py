@@ -65,20 +65,20 @@ def test_likeness_tells_unseen_pictures_of_zia_from_other_avatars(
 ) -> None:
     unseen = zia_scorer.score(true_pictures(200, seed=3))
     others = zia_scorer.score(strangers)
-    assert roc_auc(unseen, others) >= 0.995  # measured: AUC_ZIA
+    assert roc_auc(unseen, others) >= 0.995  # measured: 1.000
     assert min(unseen) > max(others)
     assert np.mean(unseen) == pytest.approx(1.0, abs=0.1)
     assert np.mean(others) == pytest.approx(0.0, abs=0.1)
 
 
-@pytest.mark.parametrize("seed", [9, 1009, 5009])  # measured: AUC_SEEDS
+@pytest.mark.parametrize("seed", [9, 1009, 10009])  # measured: 0.9998, 0.9998, 0.987
 def test_likeness_is_not_made_for_one_avatar(
     seed: int, prior: list[Image.Image], strangers: list[Image.Image]
 ) -> None:
     identity = sample_identity(seed)
     scorer = LikenessScorer.fit(pictures_of(identity, 14, seed=4), prior)
     unseen = scorer.score(pictures_of(identity, 60, seed=5))
-    assert roc_auc(unseen, scorer.score(strangers)) >= 0.97
+    assert roc_auc(unseen, scorer.score(strangers)) >= 0.98
 
 
 def test_likeness_survives_the_softness_of_a_small_vae(
@@ -180,7 +180,7 @@ def test_style_tells_neon_from_flat_whatever_is_shown(prior: list[Image.Image]) 
     ]
     neon = scorer.score([draw_avatar(i, c, style="neon") for i, c in looks])
     flat = scorer.score([draw_avatar(i, c) for i, c in looks])
-    assert roc_auc(neon, flat) >= 0.96  # measured: AUC_NEON
+    assert roc_auc(neon, flat) >= 0.98  # measured: 1.000
     assert np.mean(neon) == pytest.approx(1.0, abs=0.15)
     assert np.mean(flat) == pytest.approx(0.0, abs=0.2)
 

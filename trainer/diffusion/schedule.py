@@ -79,4 +79,14 @@ def schedule_from_config(config: Mapping[str, Any], prediction: str = "auto") ->
             where="scheduler",
             fix="Set objective.prediction to epsilon or v_prediction if you know which it is.",
         )
-    return NoiseSchedule(torch.cumprod(1 - betas_N, dim=0), prediction)
+    alphas_cumprod_N = torch.cumprod(1 - betas_N, dim=0)
+    if config.get("rescale_betas_zero_snr"):
+        alphas_cumprod_N = _zero_terminal_snr(alphas_cumprod_N)
+    return NoiseSchedule(alphas_cumprod_N, prediction)
+
+
+def _zero_terminal_snr(alphas_cumprod_N: Tensor) -> Tensor:
+    """Moved so that the last step is pure noise (arXiv 2305.08891, algorithm 1)."""
+    signal_N = alphas_cumprod_N.sqrt()
+    first, last = signal_N[0], signal_N[-1]
+    return ((signal_N - last) * (first / (first - last))).square()

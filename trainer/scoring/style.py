@@ -2,7 +2,11 @@
 
 A picture is described by its tones, colourfulness and edges: which lightness and chroma it holds,
 how strong and how directed its edges are at three sizes, and whether its lines are lighter or more
-colourful than what lies between them. Where in the picture things are does not enter.
+colourful than what lies between them. Where in the picture things are does not enter. The score is
+the position along the direction that best separates the photos from other pictures: Fisher's
+linear discriminant, with a ridge because there are few photos.
+
+Shapes: N pictures, F features.
 """
 
 from __future__ import annotations
@@ -13,23 +17,23 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from trainer.scoring.calibration import Array, Measure, Scale, fit_scale
 from trainer.scoring.colours import thumbnails, to_lab
-from trainer.scoring.traits import Array, Scale, check_counts, fit_scale
 
 SIDE_PX = 64
 SIZES = 3  # the full size, a half, a quarter
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DIRECTIONS = 4
+# Added to the covariance of features whose variance in the population is 1.
+RIDGE = 0.3
 FEATURES = 2 * (2 + len(QUANTILES)) + SIZES * (9 + DIRECTIONS)
 
 
 class StyleScorer:
     """Scores pictures from 0 (the base's own look) to 1 (the photos' look)."""
 
-    def __init__(self, scale: Scale, centre: Array, spread: Array) -> None:
+    def __init__(self, scale: Scale) -> None:
         self._scale = scale
-        self._centre = centre
-        self._spread = spread
 
     @classmethod
     def fit(cls, photos: Sequence[Image.Image], others: Sequence[Image.Image]) -> Self:
@@ -38,14 +42,7 @@ class StyleScorer:
         Raises:
             ValueError: no photo, or fewer than two other pictures.
         """
-        photos_NF, others_MF = describe(photos), describe(others)
-        check_counts(photos_NF, others_MF)
-        population = np.concatenate([photos_NF, others_MF])
-        centre, spread = population.mean(axis=0), population.std(axis=0) + 1e-6
-        scale = fit_scale(
-            _as_views((photos_NF - centre) / spread), _as_views((others_MF - centre) / spread)
-        )
-        return cls(scale, centre, spread)
+        return cls(fit_scale(fit_look, describe(photos), describe(others)))
 
     @property
     def photos_scores(self) -> tuple[float, ...]:
@@ -59,7 +56,7 @@ class StyleScorer:
 
     def score(self, images: Sequence[Image.Image]) -> list[float]:
         """One score for each picture."""
-        return self._scale.score(_as_views((describe(images) - self._centre) / self._spread))
+        return self._scale.score(describe(images))
 
 
 def describe(images: Sequence[Image.Image]) -> Array:
@@ -68,8 +65,15 @@ def describe(images: Sequence[Image.Image]) -> Array:
     return np.array(features).reshape(len(images), FEATURES)
 
 
-def _as_views(features_NF: Array) -> Array:
-    return features_NF[:, None, :, None]
+def fit_look(photos_NF: Array, others_NF: Array) -> Measure:
+    """Position along the linear discriminant between the photos and the other pictures."""
+    spread_F = np.concatenate([photos_NF, others_NF]).std(axis=0) + 1e-6
+    photos, others = photos_NF / spread_F, others_NF / spread_F
+    step_F = photos.mean(axis=0) - others.mean(axis=0)
+    within = np.concatenate([photos - photos.mean(axis=0), others - others.mean(axis=0)])
+    covariance_FF = within.T @ within / len(within) + RIDGE * np.eye(FEATURES)
+    direction_F = np.linalg.solve(covariance_FF, step_F) / spread_F
+    return lambda features_NF: features_NF @ direction_F
 
 
 def _describe(rgb: Array) -> Array:
