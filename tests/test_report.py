@@ -227,6 +227,8 @@ def test_loss_curve_has_raw_and_smooth_line_and_marks() -> None:
     assert chart.count("<polyline") == 2
     assert chart.count('class="mark"') == 2
     assert 'aria-label="loss"' in chart
+    assert ">loss</text>" in chart
+    assert ">step</text>" in chart
     assert line_chart(steps, values, label="rate", smoothed=False).count("<polyline") == 1
 
 

@@ -135,8 +135,11 @@ def test_only_what_nobody_set_is_filled_in() -> None:
 def test_filling_in_says_what_does_not_fit() -> None:
     resolved = build("data.resolution=32")
     with pytest.raises(ConfigError, match="does not fit the base") as caught:
-        fill_unset(Resolved(resolved, dict.fromkeys(ALL_SETTINGS, "default")), {
-            "data.resolution": 32, "data.bucket_step_px": 64}, "by base")  # fmt: skip
+        fill_unset(
+            Resolved(resolved, dict.fromkeys(ALL_SETTINGS, "default")),
+            {"data.resolution": 32, "data.bucket_step_px": 64},
+            "by base",
+        )
     assert "data.resolution (32) is smaller than data.bucket_step_px (64)" in str(caught.value)
 
 
@@ -352,7 +355,7 @@ def test_odd_files_end_in_an_explanation_or_a_config(tmp_path: Path, text: str) 
 
 # --- written and read again
 
-TEXTS = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable() or True)
+TEXTS = st.text(min_size=1, max_size=20)
 SETTINGS = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries({"max_aspect": st.floats(1.0, 4.0), "flip": st.booleans()}),
@@ -369,7 +372,7 @@ SETTINGS = st.fixed_dictionaries(
         "optimizer": st.fixed_dictionaries(
             {"learning_rate": st.floats(5e-324, 1), "weight_decay": st.floats(0, 1)}
         ),
-        "run": st.fixed_dictionaries({"name": st.none() | st.text("aB9._-", min_size=1).map("x{}".format)}),  # fmt: skip  # noqa: E501
+        "run": st.fixed_dictionaries({"name": st.text("aBä9._-", max_size=99).map("x{}".format)}),
     }
 )
 
@@ -379,7 +382,6 @@ SETTINGS = st.fixed_dictionaries(
 def test_settings_come_back_as_they_were_written(
     values: dict[str, dict[str, Any]], with_origins: bool
 ) -> None:
-    values["run"]["name"] = (values["run"]["name"] or "x")[:100]
     resolved = build_config([Layer("test", values)])
     text = to_toml(resolved.config, resolved.origins if with_origins else None)
     again = build_config([Layer("file", tomllib.loads(text))]).config

@@ -111,7 +111,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument(
         "--prompt", action="append", required=True, help="what to draw; may be given several times"
     )
-    sample.add_argument("--base", metavar="FOLDER", help="base model (default: the embedded base)")
+    sample.add_argument("--base", metavar="FOLDER", help="the base that the file was made for")
     sample.add_argument("--negative", default="", metavar="TEXT", help="what not to draw")
     sample.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     sample.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")

@@ -10,7 +10,7 @@ from rich.console import Console
 from trainer.adapters.attach import Attached, attach
 from trainer.adapters.file import LoraFile, read_lora
 from trainer.adapters.naming import DOWN, KeyNaming, from_kohya
-from trainer.commands.bases import base_facts
+from trainer.commands.bases import EMBEDDED_NAME, base_facts
 from trainer.errors import FileFormatError, OutputError, UsageError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.training.device import choose_device
@@ -41,7 +41,7 @@ def run(request: Request) -> None:
     console = Console()
     _check(request)
     file = read_lora(request.file)
-    facts = base_facts(request.base or file.metadata.get("likeness.base", "embedded"))
+    facts = base_facts(request.base or _base_of(file))
     device = choose_device("auto", "auto", "auto")
     backbone: Backbone = FAMILIES.load(facts.family).load(
         facts, LoadOptions(device.device, device.dtype, device.attention)
@@ -113,6 +113,18 @@ def load_lora(backbone: Backbone, file: LoraFile) -> list[Attached]:
             "'likeness inspect FILE' says which that is.",
         )
     return attached
+
+
+def _base_of(file: LoraFile) -> str:
+    """The base to draw with when none is given: the embedded one, for files made for it."""
+    made_for = file.metadata.get("likeness.base") or file.metadata.get("ss_sd_model_name", "")
+    if made_for == EMBEDDED_NAME:
+        return "embedded"
+    raise UsageError(
+        f"The LoRA was made for the base '{made_for}'." if made_for else "The LoRA needs its base.",
+        where=str(file.path),
+        fix="Give the folder of that base after --base.",
+    )
 
 
 def _check(request: Request) -> None:

@@ -157,7 +157,8 @@ def build_config(layers: Sequence[Layer]) -> Resolved:
     try:
         config = TrainConfig.model_validate(merged)
     except ValidationError as error:
-        problems += [_explain(problem, origins) for problem in error.errors()]
+        for problem in error.errors():
+            problems += _explain(problem, origins).splitlines()
     if problems or config is None:
         count = f"{len(problems)} settings are" if len(problems) > 1 else "A setting is"
         raise ConfigError(

@@ -255,16 +255,19 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _settings_that_depend_on_each_other(self) -> TrainConfig:
         run, data = self.run, self.data
+        problems = []
         if run.stop_at_step > run.total_steps:
-            raise ValueError(
+            problems.append(
                 f"run.stop_at_step ({run.stop_at_step}) is beyond run.total_steps "
                 f"({run.total_steps})"
             )
         if data.resolution and data.bucket_step_px and data.resolution < data.bucket_step_px:
-            raise ValueError(
+            problems.append(
                 f"data.resolution ({data.resolution}) is smaller than data.bucket_step_px "
                 f"({data.bucket_step_px})"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 

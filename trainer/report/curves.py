@@ -96,6 +96,8 @@ def _grid(across: Axis, upright: Axis, label: str) -> Markup:
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.0f}</text>'
         )
+    below = f'x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle"'
+    parts.append(f"<text {below}>step</text>")
     middle = (TOP + HEIGHT - BOTTOM) / 2
     beside = f'transform="translate(13 {middle}) rotate(-90)" text-anchor="middle"'
     parts.append(f"<text {beside}>{escape(label)}</text>")

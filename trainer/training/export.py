@@ -103,9 +103,24 @@ def _facts(
         mixed_precision="no" if session.device.precision == "fp32" else session.device.precision,
         started_at=started_at,
         finished_at=time.time(),
-        settings_toml=to_toml(config),
+        settings_toml=_shared_settings(session),
         thumbnail_jpeg=thumbnail,
     )
+
+
+def _shared_settings(session: Session) -> str:
+    """The settings as they go into the file: without the folders of the user's machine."""
+    config = session.job.config
+    names = {
+        "model": {"base": session.job.facts.name},
+        "preview": {"prompts": Path(config.preview.prompts).name},
+        "objective": {"prior_prompts": Path(config.objective.prior_prompts).name},
+    }
+    sections = {
+        section: getattr(config, section).model_copy(update=update)
+        for section, update in names.items()
+    }
+    return to_toml(config.model_copy(update=sections))
 
 
 def _aspect_error(session: Session) -> float:
