@@ -1,12 +1,13 @@
 """Writes the newest averaged weights as a diffusers folder in half precision."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from pretraining import text, unet
@@ -26,6 +27,7 @@ def assemble(recipe: Recipe, work: Path) -> StableDiffusionPipeline:
         raise FileNotFoundError(f"{work / unet.STATE} is missing: run the unet stage first")
     nn.ModuleDict({"unet": denoiser, "text": encoder}).load_state_dict(state["average"])
     vae = load_vae(recipe, work).to(memory_format=torch.contiguous_format)
+    set_posterior_noise(vae, recipe.vae_latent_noise)
     latents = np.load(work / LATENTS, mmap_mode="r")
     vae.register_to_config(scaling_factor=unet.scaling_factor(recipe, latents))
     schedule = unet.noise_schedule().config
@@ -48,6 +50,18 @@ def assemble(recipe: Recipe, work: Path) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def set_posterior_noise(vae: AutoencoderKL, deviation: float) -> None:
+    """Make the encoder's posterior as wide as the noise the latents were trained with.
+
+    Training never used the predicted variance; left as it is, every tool that samples the
+    posterior (all trainers do) would drown the picture in noise of deviation 1.
+    """
+    channels = vae.config.latent_channels
+    with torch.no_grad():
+        vae.quant_conv.weight[channels:] = 0
+        vae.quant_conv.bias[channels:] = 2 * math.log(deviation)
 
 
 def export(recipe: Recipe, work: Path, target: Path) -> None:

@@ -40,10 +40,10 @@ class Recipe:
     text_rate: float = 1e-3
 
     # Denoiser, trained together with the text encoder.
-    unet_channels: tuple[int, ...] = (48, 96, 160)
-    unet_norm_groups: int = 16
+    unet_channels: tuple[int, ...] = (32, 64, 128)
+    unet_norm_groups: int = 4
     unet_heads: int = 2
-    unet_steps: int = 30_000
+    unet_steps: int = 40_000
     unet_batch: int = 16
     unet_rate: float = 1.5e-3
     unet_text_rate_share: float = 0.3

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-# Read by the libraries when they are imported, so before the imports below.
-for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-    os.environ.setdefault(_name, "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch

@@ -82,7 +82,9 @@ def test_a_step_on_the_full_architecture_writes_the_golden_keys(tmp_path: Path) 
     }
     arguments = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     output = tmp_path / "run"
-    assert main(["train", str(photos), "--base", str(base), "--output", str(output), *arguments]) == 0
+    assert (
+        main(["train", str(photos), "--base", str(base), "--output", str(output), *arguments]) == 0
+    )
     with safe_open(output / "photos.safetensors", "pt") as file:
         written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         metadata = file.metadata()

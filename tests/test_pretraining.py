@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-from pretraining import data, palette, sample_sets
+from pretraining import data, palette, sample_sets, unet
 from pretraining.avatars import draw_avatar
 from pretraining.build import stages
 from pretraining.captions import Caption, invented_name, sample_caption
@@ -198,12 +200,35 @@ def test_all_stages_run_and_resume(tmp_path: Path) -> None:
     work.mkdir()
     for run in stages(recipe, work, target, processes=1).values():
         run()
-    before = torch.load(work / "unet.pt", weights_only=True)["step"]
-    stages(recipe, work, target, processes=1)["unet"]()
-    assert before == torch.load(work / "unet.pt", weights_only=True)["step"] == 1
+    unet.train_unet(replace(recipe, unet_steps=2), work, processes=1)
+    resumed = torch.load(work / "unet.pt", weights_only=True)
+    (work / "unet.pt").unlink()
+    unet.train_unet(replace(recipe, unet_steps=2), work, processes=1)
+    straight = torch.load(work / "unet.pt", weights_only=True)
+    assert resumed["step"] == straight["step"] == 2
+    for name, value in straight["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
     names = {p.name for p in target.rglob("*") if p.is_file()}
     assert {"model_index.json", "vocab.json", "merges.txt", "model.safetensors"} <= names
     assert StableDiffusionPipeline.from_pretrained(target).unet.dtype == torch.float32
+
+
+def test_processes_share_a_batch_and_average() -> None:
+    recipe = Recipe(unet_batch=4)
+    latents = np.zeros((9, 4, 16, 16), np.float16)
+    tokens = np.zeros((9, 2, 77), np.uint16)
+    whole, *shares = (
+        unet.draw_batch(recipe, 5, part, latents, tokens, torch.ones(77, dtype=torch.long))
+        for part in (slice(0, 4), slice(0, 2), slice(2, 4))
+    )
+    assert torch.equal(torch.cat([share.noise_BChw for share in shares]), whole.noise_BChw)
+    assert torch.equal(torch.cat([share.tokens_BT for share in shares]), whole.tokens_BT)
+
+    meeting = unet.Meeting(processes=2, numbers=3)
+    values = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda rank: meeting.average(rank, 0, values[rank]), range(2)))
+    assert all(torch.equal(value, torch.full((3,), 2.0)) for value in values)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +291,7 @@ def test_base_draws(base: StableDiffusionPipeline) -> None:
     assert image.size == (64, 64)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")
 def test_base_loads_in_a_named_precision() -> None:
     half = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float16)
     assert half.unet.dtype == half.text_encoder.dtype == half.vae.dtype == torch.float16

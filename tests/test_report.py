@@ -232,6 +232,12 @@ def test_loss_curve_has_raw_and_smooth_line_and_marks() -> None:
     assert line_chart(steps, values, label="rate", smoothed=False).count("<polyline") == 1
 
 
+def test_a_short_run_has_whole_steps_on_its_axis() -> None:
+    chart = line_chart([1, 2, 3], [1.0, 2.0, 1.5], label="loss", smoothed=False)
+    below = re.findall(r'text-anchor="middle">(\d+)</text>', chart)
+    assert below == ["1", "2", "3"]
+
+
 def test_curves_leave_out_what_is_not_a_number() -> None:
     chart = line_chart([1, 2, 3, 4], [1.0, math.nan, math.inf, 2.0], label="loss", smoothed=False)
     assert "nan" not in chart

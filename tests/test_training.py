@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from trainer.training.preview import (
     PreviewPrompt,
     chunk_size,
     draw,
+    parse_prompt,
     read_prompts,
     save_preview,
 )
@@ -73,9 +74,9 @@ def everything(learner: Learner) -> dict[str, Tensor]:
 # --- losses
 
 OBJECTIVES = {
-    "epsilon": Recipe(prediction="epsilon"),
+    "epsilon": Recipe(prediction="epsilon", min_snr_gamma=0.0),
     "v_prediction": Recipe(prediction="v_prediction"),
-    "without min-SNR": Recipe(min_snr_gamma=0.0),
+    "min-SNR": Recipe(min_snr_gamma=0.1),
     "prior": Recipe(prior_weight=0.5),
     "prior of another size": Recipe(prior_weight=0.5, prior_size=(8, 16)),
     "noise offset": Recipe(noise_offset=0.2),
@@ -97,20 +98,23 @@ def test_the_first_losses_are_those_on_record(name: str, base: Path, update_gold
     assert losses == pytest.approx(golden[name], rel=1e-4)
 
 
-def test_the_objectives_on_record_all_differ() -> None:
+def test_the_objectives_on_record_all_differ(update_golden: bool) -> None:
+    if update_golden:
+        pytest.skip("they are being written")
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert set(golden) == set(OBJECTIVES)
-    assert len({round(losses[0], 6) for losses in golden.values()}) >= len(golden) - 1
+    assert len({tuple(round(loss, 4) for loss in losses) for losses in golden.values()}) == len(
+        golden
+    )
 
 
 def test_training_learns_the_photos(base: Path) -> None:
     """The same noise before and after: the loss of the photos falls."""
     learner = make_learner(base, Recipe(sizes=((8, 8),), batch_size=1))
     plan = make_plan(40)
-    with torch.no_grad():
-        before = [learner.loss(index).item() for index in range(8)]
-        run(learner, plan)
-        after = [learner.loss(index).item() for index in range(8)]
+    before = [learner.loss(index).item() for index in range(8)]
+    run(learner, plan)
+    after = [learner.loss(index).item() for index in range(8)]
     assert math.fsum(after) < 0.97 * math.fsum(before)
 
 
@@ -152,13 +156,13 @@ def test_the_base_is_the_same_bit_for_bit_after_training(base: Path, text_encode
         assert all(p.grad is None for p in module.parameters())
 
 
-def test_every_adapter_layer_moves(base: Path) -> None:
+def test_every_adapter_layer_gets_a_gradient(base: Path) -> None:
+    """From the second step on: before, `up` is zero and hides `down`."""
     learner = make_learner(base)
-    before = adapter_of(learner)
-    run(learner, make_plan(3))
-    still = [name for name, tensor in adapter_of(learner).items() if torch.equal(tensor, before[name])]
-    # Keys and queries of the first token of a one-token context cannot matter; all others do.
-    assert not still
+    run(learner, make_plan(4, last=1))
+    found = gradients(learner, range(1), 1)
+    assert len(found) == len(learner.parameters)
+    assert all(gradient.abs().max() > 0 for gradient in found)
 
 
 # --- what a batch weighs
@@ -167,7 +171,9 @@ def test_every_adapter_layer_moves(base: Path) -> None:
 def gradients(learner: Learner, indices: range, divisor: int) -> list[Tensor]:
     for index in indices:
         (learner.loss(index) / divisor).backward()
-    return [parameter.grad.clone() for parameter in learner.parameters if parameter.grad is not None]
+    return [
+        parameter.grad.clone() for parameter in learner.parameters if parameter.grad is not None
+    ]
 
 
 def test_a_photo_weighs_the_same_in_a_batch_that_is_not_full(base: Path) -> None:
@@ -434,7 +440,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    place: Any = {"save_file": state_module, "fsync": state_module.os}.get(broken, Path)
+    place: Any = {"save_file": state_module, "fsync": os}.get(broken, Path)
     with monkeypatch.context() as patch:
         patch.setattr(place, broken, full)
         with pytest.raises(OutputError, match="step 2 cannot be written.*No space left") as caught:
@@ -456,7 +462,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_no_error(
     def in_use(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "in use")
 
-    monkeypatch.setattr(state_module.shutil, "rmtree", in_use)
+    monkeypatch.setattr(shutil, "rmtree", in_use)
     save_checkpoint(tmp_path, learner, 2, {}, keep=1)
     checkpoint, _ = newest_checkpoint(tmp_path)
     assert checkpoint is not None
@@ -492,7 +498,9 @@ def test_every_option_of_sd_scripts_is_read(tmp_path: Path) -> None:
     line = "a {class} --n no {class}, ugly  --w 96 --h 70 --d 7 --l 3.5 --s 9"
     (prompt,) = prompts_of(tmp_path, line)
     assert prompt == PreviewPrompt("a cat", "no cat, ugly", Size(96, 64), 7, 3.5, 9, False)
-    (shuffled,) = prompts_of(tmp_path, "a {class} --S 9 --l 3.5 --D 7 --n no cat, ugly --h 64 --w 96")
+    (shuffled,) = prompts_of(
+        tmp_path, "a {class} --S 9 --l 3.5 --D 7 --n no cat, ugly --h 64 --w 96"
+    )
     assert shuffled == prompt
 
 
@@ -547,14 +555,12 @@ def test_a_file_without_prompts_is_refused(content: bytes, tmp_path: Path) -> No
 @unhurried
 @given(line=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"])))
 def test_any_line_is_a_prompt_or_an_explained_error(line: str) -> None:
-    from trainer.training.preview import parse_prompt
-
     try:
-        prompt = parse_prompt(line, "zqx", "cat", DEFAULTS, "x")
+        width, fix = parse_prompt(line, "zqx", "cat", DEFAULTS, "x").size.width, ""
     except DataError as error:
-        assert error.fix
-    else:
-        assert prompt.size.width % 32 == 0
+        width, fix = 0, error.fix
+    assert width % 32 == 0
+    assert width or fix
 
 
 @pytest.mark.parametrize(
@@ -585,9 +591,7 @@ def test_a_default_size_below_the_smallest_is_raised_to_it(tmp_path: Path) -> No
 # --- drawing
 
 
-@pytest.mark.parametrize(
-    ("side", "count"), [(32, 16), (256, 8), (512, 2), (768, 1), (2048, 1)]
-)
+@pytest.mark.parametrize(("side", "count"), [(32, 16), (256, 8), (512, 2), (768, 1), (2048, 1)])
 def test_large_pictures_are_drawn_a_few_at_a_time(side: int, count: int) -> None:
     assert chunk_size(Size(side, side)) == count
 

@@ -207,10 +207,16 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
     )
     say(f"Base      {base_title(job)}" + (f": the LoRA is {job.note}" if job.note else ""))
     say(
-        f"Training  {config.run.kind}, {config.run.total_steps} steps of {config.data.batch_size} "
-        f"photos, rank {config.adapter.rank}, rate {config.optimizer.learning_rate:g}"
+        f"Training  {config.run.kind}, {config.run.total_steps} steps, batch "
+        f"{config.data.batch_size}, rank {config.adapter.rank}, rate "
+        f"{config.optimizer.learning_rate:g} ({_preset_words(job)})"
     )
     say(f"Output    {job.folder.root}")
+
+
+def _preset_words(job: Job) -> str:
+    """Where the settings came from, the last layer first."""
+    return ", ".join(dict.fromkeys(reversed([o for o in job.origins.values() if o != "default"])))
 
 
 def _template_words(job: Job) -> str:

@@ -134,8 +134,8 @@ def _check(request: Request) -> None:
         ("--guidance", request.guidance, 1, 30),
         ("--seed", request.seed, 0, 2**53),
         ("--strength", request.strength, -10, 10),
-        ("--width", request.width or 64, 32, 2048),
-        ("--height", request.height or 64, 32, 2048),
+        ("--width", 64 if request.width is None else request.width, 32, 2048),
+        ("--height", 64 if request.height is None else request.height, 32, 2048),
     )
     for flag, value, lowest, highest in limits:
         if not lowest <= value <= highest:

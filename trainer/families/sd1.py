@@ -34,6 +34,8 @@ UNET_TARGETS = {
     "attention": UNET_ATTENTION,
     "attention+ff": UNET_ATTENTION + UNET_FEED_FORWARD,
 }
+# What the libraries raise on missing, damaged and foreign files.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 TEXT_TARGETS = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
 
 
@@ -88,6 +90,7 @@ class StableDiffusion1:
 
         folder = str(facts.folder)
         loaded: dict[str, Any] = {}
+        _require_tokenizer(facts.folder / "tokenizer")
         try:
             loaded["tokenizer"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             loaded["text_encoder"] = CLIPTextModel.from_pretrained(
@@ -105,7 +108,7 @@ class StableDiffusion1:
             # The base's own sampler, so that our samples are what a plain pipeline draws.
             sampler = read_json(facts.folder / "scheduler" / "scheduler_config.json")["_class_name"]
             scheduler = getattr(diffusers, sampler).from_pretrained(folder, subfolder="scheduler")
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        except LOAD_ERRORS as error:
             raise ModelError(
                 f"The base model cannot be loaded: {error}",
                 where=folder,
@@ -118,6 +121,17 @@ class StableDiffusion1:
 
 
 FAMILY = StableDiffusion1()
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """transformers makes up a tokenizer without words where there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ModelError(
+            "A file of the base model is missing: it has no words.",
+            where=str(folder / "tokenizer.json"),
+            fix="Copy or download the base again; tokenizer.json, or vocab.json and merges.txt, "
+            "belong there.",
+        )
 
 
 def set_attention(unet: Any, attention: str) -> None:

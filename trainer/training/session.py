@@ -81,7 +81,7 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
         torch.set_num_threads(config.run.threads)
     device = choose_device(config.model.device, config.model.precision, config.model.attention)
     for notice in device.notices:
-        console.print(notice, style="yellow")
+        console.print(notice, style="yellow", soft_wrap=True)
     backbone: Backbone = FAMILIES.load(job.facts.family).load(
         job.facts, LoadOptions(device.device, device.dtype, device.attention)
     )
@@ -179,7 +179,7 @@ def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encode
             stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
         )
     if cache.notice:
-        console.print(cache.notice, style="yellow")
+        console.print(cache.notice, style="yellow", soft_wrap=True)
     return Encoded(tuple(photos), tuple(prior))
 
 
@@ -248,7 +248,7 @@ def _preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
 def _checkpoint(job: Job, facts: dict[str, Any], console: Console) -> Checkpoint | None:
     checkpoint, notices = newest_checkpoint(job.folder.checkpoints)
     for notice in notices:
-        console.print(notice, style="yellow")
+        console.print(notice, style="yellow", soft_wrap=True)
     if checkpoint is None:
         console.print("There is no checkpoint yet: starting at step 0.")
         return None

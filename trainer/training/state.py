@@ -32,6 +32,16 @@ from trainer.training.learner import Learner
 
 FORMAT = 1
 FOLDER = re.compile(r"step-(\d{6,})")
+# What a damaged checkpoint raises: its files, its JSON (RecursionError too) and its tensors.
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,7 @@ def _read(folder: Path) -> Checkpoint:
             numbers=state["numbers"],
             scaler=state["scaler"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except READ_ERRORS as error:
         raise FileFormatError(f"{type(error).__name__}: {error}", where=str(folder)) from error
 
 

@@ -1,0 +1,175 @@
+"""Every setting does something: one short run for each, compared with a run without it.
+
+The list comes from the settings themselves, so a new setting fails here until it is wired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import QUICK
+from tests.runs import files_in, metrics_of, run_cli, save_photos
+from trainer.adapters.file import read_lora
+from trainer.config.settings import section_models
+
+pytestmark = pytest.mark.slow
+
+ALL_SETTINGS = [
+    f"{section}.{name}"
+    for section, model in section_models().items()
+    for name in model.model_fields
+]
+
+# Each setting with another value, and with what else has to be set for it to matter.
+PRIOR = ("objective.prior_weight=1",)
+DRAWN = ("preview.every_steps=2",)
+CHANGES: dict[str, tuple[str, ...]] = {
+    "data.resolution": ("data.resolution=48",),
+    "data.bucket_step_px": ("data.bucket_step_px=32",),
+    "data.max_aspect": ("data.max_aspect=1",),
+    "data.recursive": ("data.recursive=true",),
+    "data.skip_bad": ("data.skip_bad=true",),
+    "data.flip": ("data.flip=true",),
+    "data.repeats": ("data.repeats=3",),
+    "data.batch_size": ("data.batch_size=1",),
+    "data.background": ("data.background=#ff0000",),
+    "data.cache": ("data.cache=false",),
+    "caption.trigger": ("caption.trigger=zqx",),
+    "caption.class_noun": ("caption.class_noun=dog",),
+    "caption.template": ("caption.template=a {class}",),
+    "caption.use_sidecars": ("caption.use_sidecars=false",),
+    "caption.dropout": ("caption.dropout=1",),
+    "model.base": ("model.base={other_base}",),
+    "model.device": ("model.device=cuda",),
+    "model.precision": ("model.precision=bf16",),
+    "model.attention": ("model.attention=eager",),
+    "adapter.kind": ("adapter.kind=nothing",),
+    "adapter.rank": ("adapter.rank=3",),
+    "adapter.alpha": ("adapter.alpha=1",),
+    "adapter.targets": ("adapter.targets=attention+ff",),
+    "adapter.text_encoder": ("adapter.text_encoder=false",),
+    "adapter.save_precision": ("adapter.save_precision=fp32",),
+    "optimizer.name": ("optimizer.name=nothing",),
+    "optimizer.learning_rate": ("optimizer.learning_rate=0.001",),
+    "optimizer.text_encoder_learning_rate": ("optimizer.text_encoder_learning_rate=0.001",),
+    "optimizer.weight_decay": ("optimizer.weight_decay=1",),
+    "optimizer.beta1": ("optimizer.beta1=0.1",),
+    "optimizer.beta2": ("optimizer.beta2=0.1",),
+    "optimizer.schedule": ("optimizer.schedule=constant",),
+    "optimizer.warmup_steps": ("optimizer.warmup_steps=0", "run.total_steps=20"),
+    "optimizer.max_grad_norm": ("optimizer.max_grad_norm=1e-9",),
+    "optimizer.accumulate_steps": ("optimizer.accumulate_steps=2",),
+    "objective.prediction": ("objective.prediction=v_prediction",),
+    "objective.min_snr_gamma": ("objective.min_snr_gamma=0.01",),
+    "objective.noise_offset": ("objective.noise_offset=0.5",),
+    "objective.prior_weight": ("objective.prior_weight=1",),
+    "objective.prior_pictures": ("objective.prior_pictures=5", *PRIOR),
+    "objective.prior_batch_size": ("objective.prior_batch_size=2", *PRIOR),
+    "objective.prior_prompts": ("objective.prior_prompts=face", *PRIOR),
+    "run.kind": ("run.kind=style",),
+    "run.name": ("run.name=other",),
+    "run.total_steps": ("run.total_steps=3",),
+    "run.stop_at_step": ("run.stop_at_step=1",),
+    "run.save_every_steps": ("run.save_every_steps=1",),
+    "run.keep_checkpoints": ("run.keep_checkpoints=1",),
+    "run.seed": ("run.seed=1",),
+    "run.threads": ("run.threads=2", "run.total_steps=1"),
+    "run.tensorboard": ("run.tensorboard=true",),
+    "preview.every_steps": ("preview.every_steps=1",),
+    "preview.prompts": ("preview.prompts={other_prompts}", *DRAWN),
+    "preview.sampling_steps": ("preview.sampling_steps=3", *DRAWN),
+    "preview.guidance_scale": ("preview.guidance_scale=1.5", *DRAWN),
+    "preview.seed": ("preview.seed=5", *DRAWN),
+}
+
+
+def test_every_setting_is_on_the_list() -> None:
+    assert list(CHANGES) == ALL_SETTINGS
+
+
+Runner = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Runs settings and tells what can be seen of them; equal settings run once."""
+    home = tmp_path_factory.mktemp("wiring")
+    whole, broken_set = home / "whole" / "anna", home / "broken" / "anna"
+    for folder in (whole, broken_set):
+        save_photos(folder)
+        save_photos(folder / "below", 1)
+        Image.new("RGBA", (40, 40), (9, 9, 9, 90)).save(folder / "clear.png")
+    (broken_set / "broken.jpg").write_text("no picture", encoding="utf-8")
+    prompts, other = home / "own.txt", home / "other.txt"
+    prompts.write_text("{trigger}\n", encoding="utf-8")
+    other.write_text("a {trigger} {class}\n", encoding="utf-8")
+    seen: dict[tuple[object, ...], dict[str, Any]] = {}
+
+    def run(*settings: str, broken: bool = False) -> dict[str, Any]:
+        key = (broken, *settings)
+        if key in seen:
+            return seen[key]
+        output, cache = home / f"out-{len(seen)}", home / f"cache-{len(seen)}"
+        words = [*QUICK, f"model.base={base}", f"preview.prompts={prompts}", *settings]
+        words = [
+            word.replace("{other_base}", str(v_base)).replace("{other_prompts}", str(other))
+            for word in words
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LIKENESS_CACHE", str(cache))
+            code = run_cli(
+                *("train", broken_set if broken else whole, "--output", output),
+                *(f"--set={word}" for word in words),
+            )
+        seen[key] = {"code": code, "threads": torch.get_num_threads(), "cached": cache.exists()}
+        torch.set_num_threads(1)
+        seen[key] |= observed(output)
+        return seen[key]
+
+    return run
+
+
+def observed(output: Path) -> dict[str, Any]:
+    """Everything of a run's output that a setting may change, but for times and the settings."""
+    files = files_in(output) if output.exists() else set()
+    result: dict[str, Any] = {"files": {name.split(".out.")[0] for name in files}}
+    if "metrics.jsonl" in files:
+        rows = metrics_of(output)
+        result["metrics"] = [[row["step"], row["loss"], row["rate"]] for row in rows]
+    for name in sorted(files):
+        if name.endswith(".safetensors") and "checkpoints" not in name:
+            lora = load_file(output / name)
+            result[name] = {key: (str(t.dtype), t.tolist()) for key, t in lora.items()}
+            metadata = read_lora(output / name).metadata
+            kept = ("ss_network_dim", "ss_network_alpha", "modelspec.description")
+            result[f"{name} metadata"] = {key: metadata[key] for key in kept}
+        if name.startswith("previews/"):
+            with Image.open(output / name) as image:
+                result[name] = (image.info["parameters"], image.tobytes())
+    return result
+
+
+@pytest.mark.parametrize("dotted", ALL_SETTINGS)
+def test_a_setting_changes_something(dotted: str, observe: Runner) -> None:
+    own, *needed = CHANGES[dotted]
+    assert own.startswith(f"{dotted}=")
+    if dotted == "model.device" and torch.cuda.is_available():
+        needed = ["model.device=cpu"]
+    broken = dotted == "data.skip_bad"
+    changed, unchanged = observe(*needed, own, broken=broken), observe(*needed, broken=broken)
+    assert changed != unchanged
+    # Those that name what this machine may lack, and only those, may be refused.
+    if dotted not in {"adapter.kind", "optimizer.name", "model.device"}:
+        assert changed["code"] == 0
+
+
+def test_the_same_settings_change_nothing(observe: Runner) -> None:
+    """The comparison itself: a run and its like show no difference."""
+    assert observe() == observe("adapter.kind=lora")
