@@ -269,7 +269,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unet without channels": (
         lambda folder: edit(folder / "unet" / "config.json", block_out_channels=None),
-        "not complete",
+        "cannot be loaded",
     ),
     "vae without channels": (
         lambda folder: (folder / "vae" / "config.json").write_text("{}", encoding="utf-8"),

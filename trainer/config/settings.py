@@ -180,6 +180,12 @@ class ObjectiveSettings(Section):
     prior_batch_size: int = setting(
         1, "how many of them come with each batch", "pictures", ge=1, le=64
     )
+    prior_guidance_scale: float = setting(
+        7.5,
+        "how closely they follow their prompt; 1 keeps closest to what the base knows",
+        ge=1.0,
+        le=30.0,
+    )
     prior_prompts: str = setting(
         "prior", "prompts file they are drawn from: a path, or a name in prompts/", min_length=1
     )

@@ -40,8 +40,7 @@ class PreviewPrompt:
 
     def without(self, trigger: str) -> PreviewPrompt:
         """The same picture without the trigger word, to see what leaks into everything else."""
-        bare = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)\s*", "", self.text)
-        return replace(self, text=bare.strip(" ,"), triggered=False)
+        return replace(self, text=without_word(self.text, trigger), triggered=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,12 @@ def parse_prompt(
         steps=int(number("s", defaults.steps, 1, 200)),
         triggered=re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None,
     )
+
+
+def without_word(text: str, word: str) -> str:
+    """A prompt or caption without a word, and without what is left of its commas."""
+    bare = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)\s*", "", text, flags=re.IGNORECASE)
+    return bare.strip(" ,")
 
 
 def chunk_size(size: Size) -> int:

@@ -23,7 +23,12 @@ from trainer.training.encode import EncodeOptions, encode_photos
 from trainer.training.job import Job, differences, resume_facts
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
-from trainer.training.preview import PreviewDefaults, PreviewPrompt, read_prompts
+from trainer.training.preview import (
+    PreviewDefaults,
+    PreviewPrompt,
+    read_prompts,
+    without_word,
+)
 from trainer.training.prior import PriorOptions, draw_prior
 from trainer.training.reports import stage_progress
 from trainer.training.state import Checkpoint, newest_checkpoint, restore
@@ -158,21 +163,15 @@ def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encode
         wanted = SCORE_PICTURES
     if wanted:
         side = job.square_px
-        lines = read_prompts(
-            prompts_path(config.objective.prior_prompts),
-            config.caption.trigger,
-            config.caption.class_noun,
-            _defaults(job),
-        )
         prior = draw_prior(
             backbone,
             cache,
             PriorOptions(
-                prompts=tuple(line.text for line in lines),
+                prompts=_prior_prompts(job),
                 pictures=wanted,
                 size=Size(side, side),
                 sampling_steps=config.preview.sampling_steps,
-                guidance_scale=config.preview.guidance_scale,
+                guidance_scale=config.objective.prior_guidance_scale,
                 seed=config.run.seed,
             ),
             options,
@@ -181,6 +180,25 @@ def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encode
     if cache.notice:
         console.print(cache.notice, style="yellow", soft_wrap=True)
     return Encoded(tuple(photos), tuple(prior))
+
+
+def _prior_prompts(job: Job) -> tuple[str, ...]:
+    """What class pictures are drawn from: the prompts file and the photos' captions in turn.
+
+    The captions go without the trigger: then the trigger is all that tells a photo from a class
+    picture, and nothing else in a caption can take over its meaning.
+    """
+    caption, settings = job.config.caption, job.config.objective
+    path = prompts_path(settings.prior_prompts)
+    lines = read_prompts(path, caption.trigger, caption.class_noun, _defaults(job))
+    bare = [without_word(photo.captioned.text, caption.trigger) for photo in job.photos]
+    own = list(dict.fromkeys(text for text in bare if text))
+    count = max(len(lines), len(own), 1)
+    prompts: list[str] = []
+    for number in range(count):
+        prompts += [own[number % len(own)]] if own else []
+        prompts += [lines[number % len(lines)].text]
+    return tuple(prompts)
 
 
 def _learner(
