@@ -155,8 +155,9 @@ def test_an_entry_comes_back_as_it_was_in_another_run(tmp_path: Path) -> None:
     second = TensorCache(tmp_path / "new" / "cache")
     assert same(second.get(KEY), sample())
     assert (second.hits, second.misses) == (1, 0)
-    assert [path.name for path in second.folder.iterdir()] == [f"{KEY}.safetensors"]
-    assert load_file(second.folder / f"{KEY}.safetensors").keys() == sample().keys()
+    folder = tmp_path / "new" / "cache"
+    assert [path.name for path in folder.iterdir()] == [f"{KEY}.safetensors"]
+    assert load_file(folder / f"{KEY}.safetensors").keys() == sample().keys()
 
 
 def test_an_entry_is_made_once(tmp_path: Path) -> None:

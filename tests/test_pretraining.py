@@ -318,7 +318,8 @@ def test_sample_sets_are_what_the_code_draws(name: str, samples: list[sample_set
     assert {p.name for p in folder.iterdir()} == expected
     assert sum(p.stat().st_size for p in folder.iterdir()) < 400_000
     for sample in samples:
-        stored = ImageOps.exif_transpose(Image.open(folder / sample.name))
+        with Image.open(folder / sample.name) as file:
+            stored = ImageOps.exif_transpose(file)
         drawn = sample_sets.render(sample)
         assert stored.size == drawn.size
         # JPEG is lossy, and other Pillow releases may round edges differently.
@@ -329,12 +330,16 @@ def test_sample_sets_are_what_the_code_draws(name: str, samples: list[sample_set
 
 def test_face_set_is_varied_and_awkward() -> None:
     samples = sample_sets.face_set()
-    sizes = {sample.name: Image.open(DATASETS / "zia" / sample.name).size for sample in samples}
+    sizes = {}
+    for sample in samples:
+        with Image.open(DATASETS / "zia" / sample.name) as file:
+            sizes[sample.name] = file.size
     assert any(width != height for width, height in sizes.values())
     assert max(max(size) for size in sizes.values()) >= 512
     rotated = [sample.name for sample in samples if sample.stored_rotated]
     assert len(rotated) == 1
-    assert Image.open(DATASETS / "zia" / rotated[0]).getexif()[0x0112] == 6
+    with Image.open(DATASETS / "zia" / rotated[0]) as file:
+        assert file.getexif()[0x0112] == 6
     assert {Path(name).suffix for name in sizes} == {".png", ".jpg"}
     assert sum(sample.context.hat == "none" for sample in samples) >= 8
     for sample in samples:

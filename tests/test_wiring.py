@@ -19,8 +19,6 @@ from tests.runs import files_in, metrics_of, run_cli, save_photos
 from trainer.adapters.file import read_lora
 from trainer.config.settings import section_models
 
-pytestmark = pytest.mark.slow
-
 ALL_SETTINGS = [
     f"{section}.{name}"
     for section, model in section_models().items()
@@ -72,6 +70,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "objective.prior_weight": ("objective.prior_weight=1",),
     "objective.prior_pictures": ("objective.prior_pictures=5", *PRIOR),
     "objective.prior_batch_size": ("objective.prior_batch_size=2", *PRIOR),
+    "objective.prior_guidance_scale": ("objective.prior_guidance_scale=2", *PRIOR),
     "objective.prior_prompts": ("objective.prior_prompts=face", *PRIOR),
     "run.kind": ("run.kind=style",),
     "run.name": ("run.name=other",),
@@ -156,6 +155,7 @@ def observed(output: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dotted", ALL_SETTINGS)
 def test_a_setting_changes_something(dotted: str, observe: Runner) -> None:
     own, *needed = CHANGES[dotted]
@@ -170,6 +170,7 @@ def test_a_setting_changes_something(dotted: str, observe: Runner) -> None:
         assert changed["code"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_settings_change_nothing(observe: Runner) -> None:
     """The comparison itself: a run and its like show no difference."""
     assert observe() == observe("adapter.kind=lora")

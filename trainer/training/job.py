@@ -81,10 +81,8 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
     }
     prior: list[str] = []
     if job.config.objective.prior_weight:
-        # The class pictures are drawn as samples are.
-        preview = job.config.preview
-        settings["preview.sampling_steps"] = preview.sampling_steps
-        settings["preview.guidance_scale"] = preview.guidance_scale
+        # The class pictures are drawn in as many steps as the samples are.
+        settings["preview.sampling_steps"] = job.config.preview.sampling_steps
         prior = list(prior_texts)
     photos = [[photo.captioned.photo.digest, photo.captioned.text] for photo in job.photos]
     return {

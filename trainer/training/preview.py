@@ -132,7 +132,7 @@ def parse_prompt(
         seed=int(number("d", defaults.seed, 0, 2**53)),
         guidance=number("l", defaults.guidance, 1.0, 30.0),
         steps=int(number("s", defaults.steps, 1, 200)),
-        triggered=re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None,
+        triggered=without_word(text, trigger) != text.strip(" ,"),
     )
 
 
