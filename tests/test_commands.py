@@ -418,12 +418,11 @@ def test_what_changes_no_step_may_change(free: str, train: Train, tmp_path: Path
     assert "anna.safetensors" in files_in(tmp_path / "out")
 
 
-def test_going_on_without_a_run_or_a_checkpoint(train: Train, tmp_path: Path) -> None:
-    outcome = train("--resume", output=tmp_path / "nothing")
-    assert outcome.code == 2
-    assert "no run to go on with" in outcome.err
-    assert not (tmp_path / "nothing").exists()
+def test_going_on_without_a_run_or_a_checkpoint_starts_one(train: Train, tmp_path: Path) -> None:
+    started = train("--resume", *QUICK, output=tmp_path / "new").done()
+    assert "There is no checkpoint yet" in started.out
     train().done()
+    assert same_tensors(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "new"))
     shutil.rmtree(tmp_path / "out" / "checkpoints")
     before = tensors_of(tmp_path / "out")
     assert "There is no checkpoint yet" in train("--resume").done().out

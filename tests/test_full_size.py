@@ -86,7 +86,8 @@ def test_a_step_on_the_full_architecture_writes_the_golden_keys(tmp_path: Path) 
         main(["train", str(photos), "--base", str(base), "--output", str(output), *arguments]) == 0
     )
     with safe_open(output / "photos.safetensors", "pt") as file:
-        written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        names = file.keys()
+        written = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         metadata = file.metadata()
     golden = GOLDEN.read_text(encoding="utf-8").splitlines()
     trained = {"unet-attention", "unet-ff-proj", "te-attention"}

@@ -19,7 +19,7 @@ from torch import Tensor
 from tests.learners import Recipe, load_backbone, make_learner, make_plan
 from tests.runs import same_tensors
 from tests.strategies import unhurried
-from trainer.errors import DataError, FileFormatError, OutputError, TrainerError, UsageError
+from trainer.errors import DataError, FileFormatError, OutputError, TrainerError
 from trainer.training import state as state_module
 from trainer.training.learner import Learner, disabled
 from trainer.training.loop import LoopPlan, train
@@ -714,10 +714,9 @@ def test_runs_without_a_name_are_numbered(tmp_path: Path) -> None:
     assert choose(tmp_path, None, "resume") == runs / "anna-9"
 
 
-def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
-    for output in (None, tmp_path / "nothing"):
-        with pytest.raises(UsageError, match="no run to go on with"):
-            choose(tmp_path, output, "resume")
+def test_where_there_is_nothing_to_go_on_with_a_run_starts(tmp_path: Path) -> None:
+    assert choose(tmp_path, None, "resume") == tmp_path / "runs" / "anna-1"
+    assert choose(tmp_path, tmp_path / "new", "resume") == tmp_path / "new"
 
 
 def test_a_run_is_not_replaced_unless_asked(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from trainer.training.run_folder import (
     RunFolder,
     choose_root,
     file_stem,
+    holds_run,
     open_root,
     require_free,
 )
@@ -98,7 +99,7 @@ def decide(request: Request, console: Console) -> Job:
         max_aspect=config.data.max_aspect,
     )
     folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
-    if not (request.resume or request.overwrite):
+    if not (request.overwrite or holds_run(root)):
         require_free(folder)
     job = Job(
         source=request.photos,

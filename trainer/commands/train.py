@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import torch
 from rich.console import Console
 
 from trainer.commands.decide import Request, decide
 from trainer.config.reader import to_toml
-from trainer.errors import DeviceError, Stopped
+from trainer.errors import DeviceError, Stopped, TrainerError
 from trainer.training.export import export_lora
 from trainer.training.finish import learned, write_report, write_sheet
 from trainer.training.gallery import Gallery, open_gallery
@@ -48,7 +49,12 @@ def run(request: Request) -> None:
 def _run(request: Request, console: Console) -> None:
     job = decide(request, console)
     started_at = time.time()
-    session = open_session(job, console, resume=request.resume)
+    try:
+        session = open_session(job, console, resume=request.resume)
+    except TrainerError:
+        with suppress(OSError):  # an empty folder is not left behind; one that holds something is
+            job.folder.root.rmdir()
+        raise
     # Everything is known to be right: only now an older run goes, and the folder holds this one.
     if request.overwrite and holds_run(job.folder.root):
         clear_run(job.folder)

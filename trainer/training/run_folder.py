@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import OutputError, UsageError
+from trainer.errors import OutputError
 
 SETTINGS_FILE = "settings.toml"
 
@@ -77,12 +77,13 @@ def choose_root(
     Args:
         photos: the photo folder; its name names the run.
         output: what the user asked for, if anything.
-        resume: go on with the run that is there (without `output`: the newest of this set).
+        resume: go on with the run that is there (without `output`: the newest of this set); where
+            there is none yet, one is started, so that a script can always say so.
         overwrite: a run that is there may be replaced.
         runs: where runs without a name go.
 
     Raises:
-        OutputError: the folder holds a run, a file is in its place, or nothing is there to resume.
+        OutputError: the folder holds a run, or a file is in its place.
     """
     if output is not None:
         if output.exists() and not output.is_dir():
@@ -90,12 +91,6 @@ def choose_root(
                 "The output is a file, not a folder.",
                 where=str(output),
                 fix="Give another name after --output.",
-            )
-        if resume and not holds_run(output):
-            raise UsageError(
-                "There is no run to go on with.",
-                where=str(output),
-                fix="Check the folder after --output, or start a run without --resume.",
             )
         if holds_run(output) and not (resume or overwrite):
             raise OutputError(
@@ -111,13 +106,7 @@ def choose_root(
         for path in (runs.iterdir() if runs.is_dir() else ())
         if (match := re.fullmatch(re.escape(stem) + r"-(\d+)", path.name))
     )
-    if resume:
-        if not numbers:
-            raise UsageError(
-                "There is no run to go on with.",
-                where=str(runs / f"{stem}-*"),
-                fix="Start one without --resume, or name its folder after --output.",
-            )
+    if resume and numbers:
         return runs / f"{stem}-{numbers[-1]}"
     return runs / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
@@ -175,6 +164,8 @@ def clear_run(folder: RunFolder) -> None:
     for parent in (folder.checkpoints, folder.previews):
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
+    for path in sorted((folder.root / "tensorboard").glob("events.out.tfevents.*")):
+        path.unlink()
     for path in (folder.contact_sheet, folder.report, folder.metrics, folder.scores):
         path.unlink(missing_ok=True)
 
