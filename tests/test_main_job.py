@@ -98,11 +98,9 @@ def test_the_truth_says_so_too(face: Run) -> None:
 def test_a_plain_pipeline_draws_what_the_trainer_drew(face: Run) -> None:
     from diffusers import StableDiffusionPipeline
 
-    prompt, settings = (
-        Image.open(next((face.folder / "previews").glob("step-*_01.png")))
-        .text["parameters"]
-        .split("\n")
-    )
+    last = face.scores[-1]["step"]
+    ours = Image.open(face.folder / "previews" / f"step-{last:06d}_01.png")
+    prompt, settings = ours.info["parameters"].split("\n")
     values = dict(part.split(": ") for part in settings.split(", "))
     pipeline = StableDiffusionPipeline.from_pretrained(str(EMBEDDED_BASE))
     pipeline.load_lora_weights(str(face.folder / "zia.safetensors"))
