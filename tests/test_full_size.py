@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tests.tiny import tiny_tokenizer
+from tests.tiny import put_together, tiny_tokenizer
 from trainer.cli import main
 
 GOLDEN = Path(__file__).parent / "golden" / "sd15_lora_keys.txt"
@@ -31,8 +31,16 @@ def full_size_base(folder: Path) -> Path:
         eos_token_id=513,
         pad_token_id=513,
     )
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(
+    pipeline = put_together(
+        tiny_tokenizer(folder.parent / "words"),
+        CLIPTextModel(text),
+        UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            block_out_channels=(320, 640, 1280, 1280),
+        ),
+        AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -40,25 +48,6 @@ def full_size_base(folder: Path) -> Path:
             latent_channels=4,
             sample_size=512,
         ),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tiny_tokenizer(folder.parent / "words"),
-        unet=UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
-        ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
     return folder

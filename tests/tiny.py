@@ -65,21 +65,32 @@ def tiny_pipeline(folder: Path, *, prediction: str = "epsilon") -> StableDiffusi
         norm_num_groups=4,
         sample_size=RESOLUTION,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
+    return put_together(tokenizer, text_encoder, unet, vae, prediction=prediction)
+
+
+def put_together(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    *,
+    prediction: str = "epsilon",
+) -> StableDiffusionPipeline:
+    """A pipeline with the noise schedule of SD 1.x."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

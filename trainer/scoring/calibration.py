@@ -5,14 +5,16 @@ Features are arrays whose first axis counts the pictures; the rest is the measur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[np.float64]
 Measure = Callable[[Array], Array]  # features of N pictures to their closeness [N]
+Describe = Callable[[Sequence[Image.Image]], Array]  # N pictures to their features
 Fit = Callable[[Array, Array], Measure]  # features of the photos and of the others to a measure
 
 # More photos than this are left out in groups, so that the time stays in proportion to them.
@@ -35,6 +37,33 @@ class Scale:
     def score(self, features: Array) -> list[float]:
         """0 = as close as the other pictures are on average, 1 = as close as the photos are."""
         return _scaled(self.measure(features), self.zero, self.span)
+
+
+class CalibratedScorer:
+    """Scores pictures on a fitted scale.
+
+    Args:
+        scale: fitted to features.
+        describe: RGB pictures of any size to their features.
+    """
+
+    def __init__(self, scale: Scale, describe: Describe) -> None:
+        self._scale = scale
+        self._describe = describe
+
+    @property
+    def photos_scores(self) -> tuple[float, ...]:
+        """The photos' own scores, each found without that photo; as a rule their mean is 1."""
+        return self._scale.photos_scores
+
+    @property
+    def others_scores(self) -> tuple[float, ...]:
+        """The scores of the other pictures; their mean is 0."""
+        return self._scale.others_scores
+
+    def score(self, images: Sequence[Image.Image]) -> list[float]:
+        """One score for each picture."""
+        return self._scale.score(self._describe(images))
 
 
 def fit_scale(fit: Fit, photos: Array, others: Array) -> Scale:

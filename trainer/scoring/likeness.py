@@ -26,7 +26,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from trainer.scoring.calibration import Array, Measure, Scale, fit_scale
+from trainer.scoring.calibration import Array, CalibratedScorer, Measure, fit_scale
 from trainer.scoring.colours import thumbnails, to_lab
 
 SIDE_CELLS = 16
@@ -40,11 +40,8 @@ VARIANCE_FLOOR = 0.01
 ALIGNMENT_ROUNDS = 2
 
 
-class LikenessScorer:
+class LikenessScorer(CalibratedScorer):
     """Scores pictures from 0 (other subjects of the class) to 1 (the photos' own subject)."""
-
-    def __init__(self, scale: Scale) -> None:
-        self._scale = scale
 
     @classmethod
     def fit(cls, photos: Sequence[Image.Image], others: Sequence[Image.Image]) -> Self:
@@ -53,21 +50,7 @@ class LikenessScorer:
         Raises:
             ValueError: no photo, or fewer than two other pictures.
         """
-        return cls(fit_scale(fit_subject, views(photos), views(others)))
-
-    @property
-    def photos_scores(self) -> tuple[float, ...]:
-        """The photos' own scores, each found without that photo; as a rule their mean is 1."""
-        return self._scale.photos_scores
-
-    @property
-    def others_scores(self) -> tuple[float, ...]:
-        """The scores of the other pictures; their mean is 0."""
-        return self._scale.others_scores
-
-    def score(self, images: Sequence[Image.Image]) -> list[float]:
-        """One score for each picture."""
-        return self._scale.score(views(images))
+        return cls(fit_scale(fit_subject, views(photos), views(others)), views)
 
 
 def views(images: Sequence[Image.Image]) -> Array:

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from trainer.scoring.calibration import Array, Measure, Scale, fit_scale
+from trainer.scoring.calibration import Array, CalibratedScorer, Measure, fit_scale
 from trainer.scoring.colours import thumbnails, to_lab
 
 SIDE_PX = 64
@@ -29,11 +29,8 @@ RIDGE = 0.3
 FEATURES = 2 * (2 + len(QUANTILES)) + SIZES * (9 + DIRECTIONS)
 
 
-class StyleScorer:
+class StyleScorer(CalibratedScorer):
     """Scores pictures from 0 (the base's own look) to 1 (the photos' look)."""
-
-    def __init__(self, scale: Scale) -> None:
-        self._scale = scale
 
     @classmethod
     def fit(cls, photos: Sequence[Image.Image], others: Sequence[Image.Image]) -> Self:
@@ -42,21 +39,7 @@ class StyleScorer:
         Raises:
             ValueError: no photo, or fewer than two other pictures.
         """
-        return cls(fit_scale(fit_look, describe(photos), describe(others)))
-
-    @property
-    def photos_scores(self) -> tuple[float, ...]:
-        """The photos' own scores, each found without that photo; as a rule their mean is 1."""
-        return self._scale.photos_scores
-
-    @property
-    def others_scores(self) -> tuple[float, ...]:
-        """The scores of the other pictures; their mean is 0."""
-        return self._scale.others_scores
-
-    def score(self, images: Sequence[Image.Image]) -> list[float]:
-        """One score for each picture."""
-        return self._scale.score(describe(images))
+        return cls(fit_scale(fit_look, describe(photos), describe(others)), describe)
 
 
 def describe(images: Sequence[Image.Image]) -> Array:
