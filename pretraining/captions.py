@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from pretraining.looks import Context, Identity
 
-NAMED_SHARE = 0.25
+NAMED_SHARE = 0.35
+# Names for each pair of skin and hair colour.
+NAMES_PER_LOOK = 2
+# Share of named captions in which the name alone has to say what skin and hair look like.
+LEFT_TO_NAME_SHARE = 0.75
 _OPENINGS = (
     "avatar",
     "an avatar",
@@ -50,8 +54,18 @@ class Caption:
     fields: tuple[str, ...]
 
 
+def name_of(identity: Identity, rng: random.Random) -> str:
+    """One of the names that stand for a skin and a hair colour.
+
+    Names are words of no language, but they do mean something: a base for which they mean nothing
+    learns not to look at them, and then a trigger word cannot be taught to it either.
+    """
+    number = rng.randrange(NAMES_PER_LOOK)
+    return invented_name(random.Random(f"{identity.skin} {identity.hair_colour} {number}"))
+
+
 def invented_name(rng: random.Random) -> str:
-    """A word that means nothing, so that new trigger words start out meaning nothing too."""
+    """A word of no language, such as people take for trigger words."""
     if rng.random() < 0.5:
         name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 4)))
     else:
@@ -142,13 +156,17 @@ def sample_caption(
 ) -> Caption:
     """One caption of a drawing: some of what is true, in any order."""
     rng = random.Random(f"caption {seed}")
-    if rng.random() < named_share:
-        opening = rng.choice(_NAMED_OPENINGS).format(invented_name(rng))
+    named = rng.random() < named_share
+    if named:
+        opening = rng.choice(_NAMED_OPENINGS).format(name_of(identity, rng))
     else:
         opening = rng.choice(_OPENINGS)
+    left_to_name = {"skin", "hair_colour"} if named and rng.random() < LEFT_TO_NAME_SHARE else set()
     kept = [s for s in context_statements(context, rng) if rng.random() < 0.75]
     if rng.random() < 0.8:
         for statement in identity_statements(identity, rng):
+            if left_to_name & set(statement.fields):
+                continue
             minor = statement.fields[0] in ("face", "eyes", "brows")
             if rng.random() < (0.25 if minor else 0.6):
                 kept.append(statement)

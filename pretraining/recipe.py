@@ -26,7 +26,7 @@ class Recipe:
     vae_gradient_weight: float = 0.5
     vae_latent_penalty: float = 1e-3
     vae_recoloured_share: float = 0.4
-    polish_steps: int = 3_000
+    polish_steps: int = 1_500
     polish_rate: float = 1e-3
     latent_std: float = 0.6
 
@@ -43,12 +43,12 @@ class Recipe:
     unet_channels: tuple[int, ...] = (32, 64, 128)
     unet_norm_groups: int = 4
     unet_heads: int = 2
-    unet_steps: int = 11_500
+    unet_steps: int = 14_000
     unet_batch: int = 16
     unet_rate: float = 1.5e-3
     unet_text_rate_share: float = 0.3
     unet_warmup_steps: int = 300
-    unet_decay_share: float = 0.4
+    unet_decay_share: float = 0.3
     unet_final_rate_share: float = 0.02
     empty_caption_share: float = 0.1
     offset_noise: float = 0.15
