@@ -26,7 +26,7 @@ class Recipe:
     vae_gradient_weight: float = 0.5
     vae_latent_penalty: float = 1e-3
     vae_recoloured_share: float = 0.4
-    polish_steps: int = 1_500
+    polish_steps: int = 800
     polish_rate: float = 1e-3
     latent_std: float = 0.6
 
