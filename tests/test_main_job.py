@@ -78,7 +78,7 @@ def test_the_likeness_rises_and_everything_else_stays(face: Run) -> None:
     first, last = face.scores[0], face.scores[-1]
     assert last["step"] > first["step"] == 0
     assert abs(first["trigger"]) < 0.35
-    # Over four seeds 0.84 to 1.00, and -0.40 to 0.18 (benchmarks/LOG.md).
+    # Over three seeds 0.84 to 1.00, and -0.40 to 0.18 (benchmarks/LOG.md).
     assert last["trigger"] > 0.7
     assert last["plain"] - first["plain"] < 0.3
 
