@@ -31,6 +31,8 @@ from trainer.training.session import Session
 CLEARLY = 0.1
 # A rise without the trigger up to this is called staying as it was.
 LEAK = 0.2
+# A drift beyond this is called a change of everything else.
+MOVED = 0.5
 
 
 def write_sheet(gallery: Gallery) -> Image.Image:
@@ -136,9 +138,11 @@ def _headline(job: Job, gallery: Gallery | None) -> str:
         return f"{name} was trained; what it learned was not measured."
     first, last, highest = _ends(gallery, gallery.scorer)
     if last.trigger > highest + CLEARLY:
-        if last.plain - first.plain <= LEAK:
-            return f"{name} now looks like your photos, and other prompts stayed as they were."
-        return f"{name} now looks like your photos, but so do prompts without the trigger a little."
+        if last.plain - first.plain > LEAK:
+            return f"{name} now looks like your photos, but so do other prompts a little."
+        if last.drift > MOVED:
+            return f"{name} now looks like your photos; other prompts do not, though they changed."
+        return f"{name} now looks like your photos, and other prompts stayed as they were."
     if last.trigger > first.trigger + CLEARLY:
         return f"{name} looks more like your photos than before, but is not there yet."
     return f"{name} was hardly learned: more steps, a higher rate or more photos may help."
