@@ -139,7 +139,7 @@ def _headline(job: Job, gallery: Gallery | None) -> str:
     first, last, highest = _ends(gallery, gallery.scorer)
     if last.trigger > highest + CLEARLY:
         if last.plain - first.plain > LEAK:
-            return f"{name} now looks like your photos, but so do other prompts a little."
+            return f"{name} now looks like your photos, and so do prompts without the trigger."
         if last.drift > MOVED:
             return f"{name} now looks like your photos; other prompts do not, though they changed."
         return f"{name} now looks like your photos, and other prompts stayed as they were."
