@@ -1,5 +1,7 @@
 """Draws one avatar, head and shoulders, as a pure function of its looks and the size."""
 
+from dataclasses import replace
+
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from pretraining.backgrounds import draw_background
@@ -9,6 +11,8 @@ from pretraining.palette import BOLD, HAIR, INK, SKIN, WHITE, Rgb, darker, light
 from pretraining.pen import Pen, Pose, arc, new_canvas, star
 
 _NECK = (50.0, 80.0)
+_PASTEL_GROUND = (255, 250, 244)
+_PIXELS = 32
 
 
 def draw_avatar(
@@ -29,6 +33,7 @@ def draw_avatar(
     skin, hair = SKIN[identity.skin], HAIR[identity.hair_colour]
 
     draw_background(pen, context)
+    head_pen, body = (replace(p, inked=style == "comic") for p in (head_pen, body))
     draw_hair_behind(head_pen, head, identity.hair_style, hair)
     _draw_body(body, context, skin)
     _draw_head(head_pen, head, skin)
@@ -39,6 +44,12 @@ def draw_avatar(
         _HATS[context.hat](head_pen, head, BOLD[context.hat_colour])
     if style == "neon":
         image = _glow(image)
+    if style == "pastel":
+        image = Image.blend(image, Image.new("RGB", image.size, _PASTEL_GROUND), 0.5)
+    if style == "pixel":
+        # Squares of two pixels at 64 px, and as large in the picture at any other size.
+        image = image.resize((_PIXELS, _PIXELS), Image.Resampling.BOX)
+        return image.resize((size, size), Image.Resampling.NEAREST)
     return image.resize((size, size), Image.Resampling.BOX)
 
 

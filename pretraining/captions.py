@@ -35,6 +35,15 @@ _PLACES = {
     "city": ("in the city", "city background", "in a city"),
     "snow": ("in the snow", "snow background", "in snowy mountains"),
 }
+_STYLES = {
+    "flat": ("flat style", "flat drawing"),
+    "comic": ("comic style", "comic drawing", "black outlines"),
+    "pastel": ("pastel style", "pastel colours", "soft pastel colours"),
+    "pixel": ("pixel style", "pixel art"),
+}
+# How often a caption says it: a picture that is said to be nothing else is flat.
+_STYLE_STATED = {"flat": 0.15}
+_STYLE_STATED_ELSE = 0.95
 _ADJECTIVE_HAIR = ("short", "long", "curly", "spiky")
 
 
@@ -151,8 +160,19 @@ def _pattern_words(context: Context) -> Sequence[str]:
     return (f"{colour} {pattern} background",)
 
 
+def style_statements(style: str, rng: random.Random) -> list[Statement]:
+    """What a caption says of the way it is drawn, if anything."""
+    if rng.random() >= _STYLE_STATED.get(style, _STYLE_STATED_ELSE):
+        return []
+    return [Statement(rng.choice(_STYLES[style]), ("style",))]
+
+
 def sample_caption(
-    identity: Identity, context: Context, seed: int, named_share: float = NAMED_SHARE
+    identity: Identity,
+    context: Context,
+    seed: int,
+    named_share: float = NAMED_SHARE,
+    style: str = "flat",
 ) -> Caption:
     """One caption of a drawing: some of what is true, in any order."""
     rng = random.Random(f"caption {seed}")
@@ -170,6 +190,7 @@ def sample_caption(
             minor = statement.fields[0] in ("face", "eyes", "brows")
             if rng.random() < (0.25 if minor else 0.6):
                 kept.append(statement)
+    kept += style_statements(style, random.Random(f"style caption {seed}"))
     rng.shuffle(kept)
     fields = tuple(name for statement in kept for name in statement.fields)
     return Caption(", ".join([opening, *(statement.text for statement in kept)]), fields)

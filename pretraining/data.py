@@ -25,10 +25,12 @@ from pretraining.looks import (
     MOUTHS,
     PATTERNS,
     SCENES,
+    STYLES,
     Context,
     Identity,
     sample_context,
     sample_identity,
+    sample_style,
 )
 from pretraining.recipe import Recipe
 from pretraining.tokenizer import FOLDER as TOKENIZER_FOLDER
@@ -44,13 +46,15 @@ _CHUNK = 500
 
 def picture(seed: int, size: int) -> NDArray[np.uint8]:
     """Picture number `seed`: uint8 [size, size, 3]."""
-    return np.asarray(draw_avatar(sample_identity(seed), sample_context(seed), size))
+    identity, context = looks(seed)
+    return np.asarray(draw_avatar(identity, context, size, sample_style(seed)))
 
 
 def captions(seed: int, count: int) -> list[Caption]:
     """The captions of picture number `seed`."""
-    identity, context = sample_identity(seed), sample_context(seed)
-    return [sample_caption(identity, context, seed * 1000 + k) for k in range(count)]
+    identity, context = looks(seed)
+    style = sample_style(seed)
+    return [sample_caption(identity, context, seed * 1000 + k, style=style) for k in range(count)]
 
 
 def looks(seed: int) -> tuple[Identity, Context]:
@@ -84,7 +88,10 @@ def draw(recipe: Recipe, work: Path, processes: int) -> None:
 
 def vocabulary_texts(count: int = 8000) -> list[str]:
     """Captions without invented names, which must stay spelled out letter by letter."""
-    return [sample_caption(*looks(seed), seed, named_share=0.0).text for seed in range(count)]
+    return [
+        sample_caption(*looks(seed), seed, named_share=0.0, style=sample_style(seed)).text
+        for seed in range(count)
+    ]
 
 
 def label_fields() -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -106,12 +113,13 @@ def label_fields() -> tuple[tuple[str, tuple[str, ...]], ...]:
         ("mouth", MOUTHS),
         ("background", PATTERNS + SCENES),
         ("background_colour", COLOURS),
+        ("style", STYLES),
     )
 
 
-def label(identity: Identity, context: Context, caption: Caption) -> list[int]:
+def label(identity: Identity, context: Context, style: str, caption: Caption) -> list[int]:
     """For every look: 0 where the caption does not state it, else 1 + its value's index."""
-    values = asdict(identity) | asdict(context)
+    values = asdict(identity) | asdict(context) | {"style": style}
     return [
         1 + options.index(values[name]) if name in caption.fields else 0
         for name, options in label_fields()
@@ -135,6 +143,6 @@ def tokenize(recipe: Recipe, work: Path) -> None:
             [c.text for c in described], padding="max_length", max_length=recipe.tokens
         )
         tokens[seed] = encoded.input_ids
-        labels[seed] = [label(*looks(seed), caption) for caption in described]
+        labels[seed] = [label(*looks(seed), sample_style(seed), c) for c in described]
     np.save(work / TOKENS, tokens)
     np.save(work / LABELS, labels)

@@ -24,8 +24,7 @@ PATTERNS = ("plain", "stripes", "dots")
 SCENES = ("beach", "forest", "night sky", "city", "snow")
 COLOURS = tuple(palette.BOLD)
 
-STYLES = ("flat", "neon")
-PRETRAINING_STYLE = "flat"
+STYLES = ("flat", "comic", "pastel", "pixel", "neon")
 
 # Never drawn in pretraining, so that a LoRA has something new to learn.
 HELD_OUT_SKIN = "teal"
@@ -111,3 +110,9 @@ def sample_context(seed: int) -> Context:
         tilt=rng.uniform(-10, 10),
         scatter=rng.randrange(1000),
     )
+
+
+def sample_style(seed: int) -> str:
+    """Draw a drawing style at random; the held-out one never comes up."""
+    styles = [style for style in STYLES if style != HELD_OUT_STYLE]
+    return random.Random(f"style {seed}").choices(styles, weights=(7, 1, 1, 1))[0]

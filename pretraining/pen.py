@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from pretraining.palette import Rgb, mix
+from pretraining.palette import INK, Rgb, mix
 
 Point = tuple[float, float]
 
 NEON_GROUND: Rgb = (14, 10, 34)
 _OUTLINE = 2.4
+_INK_OUTLINE = 1.8
+# Shapes no larger than this would be all ink.
+_INK_FROM = 9.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,13 @@ def glow_colour(colour: Rgb) -> Rgb:
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """Draws filled shapes (flat) or glowing outlines on dark fills (neon)."""
+    """Draws filled shapes (flat), with ink around them (inked), or glowing outlines on dark fills
+    (neon)."""
 
     canvas: ImageDraw.ImageDraw
     unit_px: float
     neon: bool = False
+    inked: bool = False
     pose: Pose = Pose()
 
     def posed(self, pose: Pose) -> "Pen":
@@ -63,12 +68,12 @@ class Pen:
     def polygon(self, points: Sequence[Point], fill: Rgb) -> None:
         """Fill a closed shape."""
         pixels = self._pixels(points)
-        if not self.neon:
-            self.canvas.polygon(pixels, fill=fill)
-            return
-        self.canvas.polygon(pixels, fill=mix(NEON_GROUND, fill, 0.1))
-        width = max(1, round(_OUTLINE * self.unit_px * self.pose.scale))
-        self.canvas.line([*pixels, pixels[0], pixels[1]], glow_colour(fill), width, joint="curve")
+        self.canvas.polygon(pixels, fill=mix(NEON_GROUND, fill, 0.1) if self.neon else fill)
+        if self.neon or (self.inked and _extent(points) > _INK_FROM):
+            colour = glow_colour(fill) if self.neon else INK
+            units = _OUTLINE if self.neon else _INK_OUTLINE
+            width = max(1, round(units * self.unit_px * self.pose.scale))
+            self.canvas.line([*pixels, pixels[0], pixels[1]], colour, width, joint="curve")
 
     def line(self, points: Sequence[Point], width: float, fill: Rgb) -> None:
         """Draw an open line with round ends, `width` units thick."""
@@ -91,6 +96,12 @@ class Pen:
     def box(self, left: float, top: float, right: float, bottom: float, fill: Rgb) -> None:
         """Fill an upright rectangle."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill)
+
+
+def _extent(points: Sequence[Point]) -> float:
+    """The longer side of the upright box around the points."""
+    columns, rows = zip(*points, strict=True)
+    return max(max(columns) - min(columns), max(rows) - min(rows))
 
 
 def arc(

@@ -29,6 +29,7 @@ class Recipe:
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
     prior_weight: float = 0.0
+    prior_target: str = "noise"
     batch_size: int = 2
     text_encoder: bool = True
     sizes: tuple[tuple[int, int], ...] = ((8, 8),) * 4
@@ -73,6 +74,7 @@ def make_learner(base: Path | Backbone, recipe: Recipe = Recipe()) -> Learner:  
             noise_offset=recipe.noise_offset,
             caption_dropout=recipe.caption_dropout,
             prior_weight=recipe.prior_weight,
+            prior_target=recipe.prior_target,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
         ),

@@ -124,6 +124,8 @@ def released() -> StableDiffusion1Backbone:
     [
         ("unet", "attention", 128),
         ("unet", "attention+ff", 192),
+        ("unet", "cross-attention", 64),
+        ("unet", "cross-kv", 32),
         ("text_encoder", "attention", 48),
         ("text_encoder", "attention+ff", 48),
     ],

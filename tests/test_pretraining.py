@@ -20,12 +20,14 @@ from pretraining.looks import (
     HELD_OUT_HAIR_STYLE,
     HELD_OUT_MARK,
     HELD_OUT_SKIN,
-    PRETRAINING_STYLE,
+    HELD_OUT_STYLE,
     SCENES,
+    STYLES,
     Context,
     Identity,
     sample_context,
     sample_identity,
+    sample_style,
 )
 from pretraining.recipe import Recipe
 from pretraining.tokenizer import build_tokenizer
@@ -52,7 +54,7 @@ def mean_difference(first: Image.Image, second: Image.Image) -> float:
     return float(np.mean(means))
 
 
-@pytest.mark.parametrize("style", ["flat", "neon"])
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("size", [64, 128])
 def test_drawing_depends_on_the_seed_alone(size: int, style: str) -> None:
     def draw(seed: int) -> bytes:
@@ -71,9 +73,37 @@ def test_held_out_looks_are_never_sampled() -> None:
     assert HELD_OUT_HAIR_STYLE not in {identity.hair_style for identity in identities}
     assert HELD_OUT_MARK not in {identity.mark for identity in identities}
     assert {identity.skin for identity in identities} == set(palette.SKIN) - {HELD_OUT_SKIN}
-    assert PRETRAINING_STYLE == "flat"
-    flat = draw_avatar(sample_identity(5), sample_context(5), 64)
-    assert np.array_equal(data.picture(5, 64), np.asarray(flat))
+    assert {sample_style(seed) for seed in range(200)} == set(STYLES) - {HELD_OUT_STYLE}
+    drawn = draw_avatar(sample_identity(1), sample_context(1), 64, sample_style(1))
+    assert np.array_equal(data.picture(1, 64), np.asarray(drawn))
+
+
+def test_every_style_looks_like_no_other() -> None:
+    pictures = [draw_avatar(sample_identity(5), sample_context(5), 64, style) for style in STYLES]
+    for number, picture in enumerate(pictures):
+        for other in pictures[:number]:
+            assert mean_difference(picture, other) > 3
+
+
+def test_captions_name_the_style() -> None:
+    captions = {
+        style: [
+            sample_caption(sample_identity(n), sample_context(n), n, style=style)
+            for n in range(200)
+        ]
+        for style in STYLES
+        if style != HELD_OUT_STYLE
+    }
+    stated = {
+        style: sum("style" in caption.fields for caption in found) / 200
+        for style, found in captions.items()
+    }
+    assert stated["flat"] < 0.3
+    assert all(share > 0.85 for style, share in stated.items() if style != "flat")
+    words = {style: " ".join(c.text for c in found) for style, found in captions.items()}
+    for style, text in words.items():
+        assert style in text
+        assert not any(other in text for other in ("comic", "pastel", "pixel") if other != style)
 
 
 def stated_truths(identity: Identity, context: Context) -> set[str]:
@@ -121,6 +151,20 @@ def is_true(statement: str, truths: set[str]) -> bool:
     return True
 
 
+STYLE_WORDS = {
+    "flat style": "flat",
+    "flat drawing": "flat",
+    "comic style": "comic",
+    "comic drawing": "comic",
+    "black outlines": "comic",
+    "pastel style": "pastel",
+    "pastel colours": "pastel",
+    "soft pastel colours": "pastel",
+    "pixel style": "pixel",
+    "pixel art": "pixel",
+}
+
+
 def test_captions_are_true_and_name_what_they_state() -> None:
     seen: set[str] = set()
     for seed in range(600):
@@ -130,6 +174,9 @@ def test_captions_are_true_and_name_what_they_state() -> None:
             opening, *statements = caption.text.split(", ")
             assert "avatar" in opening or "portrait" in opening
             for statement in statements:
+                if statement in STYLE_WORDS:
+                    assert STYLE_WORDS[statement] == sample_style(seed)
+                    continue
                 assert is_true(statement, truths), (caption.text, statement)
             seen |= set(caption.fields)
     assert seen == {name for name, _ in data.label_fields()}
@@ -160,7 +207,7 @@ def test_names_stand_for_skin_and_hair_colour() -> None:
 
 def test_labels_hold_what_the_caption_states() -> None:
     identity, context = data.looks(11)
-    numbers = data.label(identity, context, Caption("", ("skin", "mouth")))
+    numbers = data.label(identity, context, "flat", Caption("", ("skin", "mouth")))
     for (name, options), number in zip(data.label_fields(), numbers, strict=True):
         if name in ("skin", "mouth"):
             value = identity.skin if name == "skin" else context.mouth

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ OBJECTIVES = {
     "min-SNR": Recipe(min_snr_gamma=0.1),
     "prior": Recipe(prior_weight=0.5),
     "prior of another size": Recipe(prior_weight=0.5, prior_size=(8, 16)),
+    "prior kept as the base": Recipe(prior_weight=0.5, prior_target="base", rate=0.1),
     "noise offset": Recipe(noise_offset=0.2),
     "caption dropout": Recipe(caption_dropout=0.5),
     "text encoder frozen": Recipe(text_encoder=False, caption_dropout=0.5),
@@ -241,6 +243,31 @@ def test_the_prior_enters_with_its_weight(base: Path, size: tuple[int, int]) -> 
     photos, half, whole = loss(0.0), loss(0.5), loss(1.0)
     assert half > photos
     assert whole - half == pytest.approx(half - photos, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 16)])
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_the_base_is_kept_by_its_own_predictions(
+    base: Path, size: tuple[int, int], text_encoder: bool
+) -> None:
+    """Nothing is asked for on class pictures while the adapters change nothing, and then that
+    they give what the base gives."""
+    recipe = Recipe(
+        prior_weight=1.0, prior_target="base", prior_size=size, text_encoder=text_encoder
+    )
+    learner = make_learner(base, recipe)
+    alone = make_learner(base, replace(recipe, prior_weight=0.0))
+    with torch.no_grad():
+        assert learner.loss(0).item() == pytest.approx(alone.loss(0).item(), rel=1e-6)
+        # Both start alike and move alike; from here on the class pictures are moved as well.
+        for either in (learner, alone):
+            for parameter in either.parameters:
+                parameter.fill_(0.05)
+        moved = learner.loss(0).item() - alone.loss(0).item()
+        assert moved > 1e-4
+    loss = learner.loss(0)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters)
 
 
 def test_the_prior_pictures_have_captions_of_their_own(base: Path) -> None:

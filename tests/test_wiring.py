@@ -68,6 +68,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "objective.min_snr_gamma": ("objective.min_snr_gamma=0.01",),
     "objective.noise_offset": ("objective.noise_offset=0.5",),
     "objective.prior_weight": ("objective.prior_weight=1",),
+    "objective.prior_target": ("objective.prior_target=noise", *PRIOR),
     "objective.prior_pictures": ("objective.prior_pictures=5", *PRIOR),
     "objective.prior_batch_size": ("objective.prior_batch_size=2", *PRIOR),
     "objective.prior_guidance_scale": ("objective.prior_guidance_scale=2", *PRIOR),

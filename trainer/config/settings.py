@@ -117,8 +117,11 @@ class AdapterSettings(Section):
     alpha: float = setting(
         16.0, "strength of the update is alpha / rank; equal to rank means 1", gt=0, le=1024
     )
-    targets: Literal["attention", "attention+ff"] = setting(
-        "attention", "layers of the UNet that are trained"
+    targets: Literal["attention", "attention+ff", "cross-attention", "cross-kv"] = setting(
+        "attention",
+        "layers of the UNet that are trained: attention; attention+ff = feed-forward layers as "
+        "well; cross-attention = only the attention that reads the prompt; cross-kv = of that "
+        "only keys and values, which changes least where the trigger is not named",
     )
     text_encoder: bool = setting(True, "train the text encoder's attention as well")
     save_precision: Literal["fp16", "bf16", "fp32"] = setting(
@@ -173,6 +176,12 @@ class ObjectiveSettings(Section):
         "its looks without the trigger; 0 = off",
         ge=0,
         le=10,
+    )
+    prior_target: Literal["base", "noise"] = setting(
+        "base",
+        "what the adapters learn on them: base = to predict what the base predicts, which "
+        "keeps all pictures without the trigger as they were; noise = to draw the class "
+        "pictures (DreamBooth)",
     )
     prior_pictures: int = setting(
         48, "how many of them are drawn before training", "pictures", ge=4, le=1000

@@ -33,6 +33,10 @@ UNET_FEED_FORWARD = (".ff.net.0.proj", ".ff.net.2", ".proj_in", ".proj_out")
 UNET_TARGETS = {
     "attention": UNET_ATTENTION,
     "attention+ff": UNET_ATTENTION + UNET_FEED_FORWARD,
+    # attn2 is the attention from the picture to the prompt; keys and values are all that it takes
+    # from the prompt (Custom Diffusion, arXiv 2212.04488, section 3.1).
+    "cross-attention": tuple(f".attn2{end}" for end in UNET_ATTENTION),
+    "cross-kv": (".attn2.to_k", ".attn2.to_v"),
 }
 # What the libraries raise on missing, damaged and foreign files.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)

@@ -41,6 +41,7 @@ class Objective:
     noise_offset: float
     caption_dropout: float
     prior_weight: float
+    prior_target: str
     batch_size: int
     seed: int
 
@@ -118,17 +119,18 @@ class Learner:
         prior = self.prior.batch(index) if self.prior else None
         if prior is None:
             return self._losses(batch, index).sum() / self.objective.batch_size
+        kept = len(prior.keys) if self.objective.prior_target == "base" else 0
         if batch.latents_BChw.shape[1:] == prior.latents_BChw.shape[1:]:
             # One pass over both is quicker than two.
-            losses_B = self._losses(_joined(batch, prior), index)
+            losses_B = self._losses(_joined(batch, prior), index, kept)
             photos_B, prior_B = losses_B[:count], losses_B[count:]
         else:
-            photos_B, prior_B = self._losses(batch, index), self._losses(prior, index)
+            photos_B, prior_B = self._losses(batch, index), self._losses(prior, index, kept)
         photo_loss = photos_B.sum() / self.objective.batch_size
         return photo_loss + self.objective.prior_weight * prior_B.mean()
 
-    def _losses(self, batch: Batch, index: int) -> Tensor:
-        """Loss of each sample, [B]."""
+    def _losses(self, batch: Batch, index: int, kept: int = 0) -> Tensor:
+        """Loss of each sample, [B]; of the last `kept` against what the base itself predicts."""
         objective = self.objective
         device = self.accelerator.device
         _, *shape = batch.latents_BChw.shape
@@ -144,10 +146,18 @@ class Learner:
         latents_BChw = batch.latents_BChw.to(device)
         noise_BChw, timesteps_B = draws.noise_BChw.to(device), draws.timesteps_B.to(device)
         noisy_BChw = objective.schedule.add_noise(latents_BChw, noise_BChw, timesteps_B)
+        target_BChw = objective.schedule.target(latents_BChw, noise_BChw, timesteps_B)
+        if kept:
+            with torch.no_grad(), disabled(self.adapters):
+                prompt_BTD = self._prompts(_last(batch, kept), draws.keep_caption[-kept:])
+                base_BChw = self.backbone.predict(
+                    noisy_BChw[-kept:], timesteps_B[-kept:], prompt_BTD.to(device)
+                )
+            target_BChw = torch.cat([target_BChw[:-kept], base_BChw])
         prompt_BTD = self._prompts(batch, draws.keep_caption).to(device)
         return diffusion_loss(
             self.backbone.predict(noisy_BChw, timesteps_B, prompt_BTD),
-            objective.schedule.target(latents_BChw, noise_BChw, timesteps_B),
+            target_BChw,
             objective.schedule,
             timesteps_B,
             objective.min_snr_gamma,
@@ -164,6 +174,15 @@ class Learner:
             empty_1TD = self.backbone.encode_prompts([""]).float().cpu()
         mask_B11 = torch.tensor(keep)[:, None, None]
         return torch.where(mask_B11, batch.prompt_BTD, empty_1TD)
+
+
+def _last(batch: Batch, count: int) -> Batch:
+    return Batch(
+        latents_BChw=batch.latents_BChw[-count:],
+        texts=batch.texts[-count:],
+        keys=batch.keys[-count:],
+        prompt_BTD=None if batch.prompt_BTD is None else batch.prompt_BTD[-count:],
+    )
 
 
 def _joined(first: Batch, second: Batch) -> Batch:

@@ -198,6 +198,9 @@ def _prior_prompts(job: Job) -> tuple[str, ...]:
     for number in range(count):
         prompts += [own[number % len(own)]] if own else []
         prompts += [lines[number % len(lines)].text]
+        if number % 2 and settings.prior_target == "base":
+            # What guidance compares every prompt with: nothing else keeps it where it was.
+            prompts += [""]
     return tuple(prompts)
 
 
@@ -237,6 +240,7 @@ def _learner(
         noise_offset=config.objective.noise_offset,
         caption_dropout=config.caption.dropout,
         prior_weight=config.objective.prior_weight,
+        prior_target=config.objective.prior_target,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
     )

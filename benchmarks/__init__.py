@@ -1,0 +1,1 @@
+"""Measurements: quality of what is trained, speed and memory."""

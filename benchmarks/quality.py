@@ -1,0 +1,305 @@
+"""Trains sets with many settings and measures every result the same way.
+
+`python -m benchmarks.quality` runs what `quality.toml` lists: every configuration on every set with
+every seed, one row per run, into `benchmarks/results/quality_<hardware>_<date>.csv`. Rows that are
+there already are not run again. What is measured uses prompts, seeds and drawings that training
+and its own samples never see; the truth is known because the sets are drawn.
+"""
+
+import argparse
+import csv
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.sets import FaceSet, StyleSet, all_sets
+from pretraining.captions import describe_context
+from pretraining.evaluate import background_references, nearest_background, nearest_shirt_colour
+from pretraining.looks import Context, sample_context
+from trainer.adapters.file import read_lora
+from trainer.commands.bases import base_facts
+from trainer.commands.sample import load_lora
+from trainer.families import FAMILIES, Backbone, LoadOptions
+from trainer.scoring import SCORERS, Scorer
+from trainer.scoring.colours import thumbnails
+from trainer.scoring.drift import SIDE_CELLS, drift
+from trainer.training.device import choose_device
+from trainer.training.preview import PreviewPrompt, decode, draw
+from trainer.types import Size
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIGGER = "zqx"
+PROMPTS = 24
+_SAMPLE_SEED = 900_000
+_OTHER_SEED = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one run gave.
+
+    likeness, leak: with and without the trigger, 0 = other avatars, 1 = unseen true pictures.
+    following: share of backgrounds and shirt colours that come out as asked, with the trigger;
+    base_following: the same of the base. drift: see `trainer.scoring.drift`. copying: share of
+    samples nearer to a training photo than true pictures ever are.
+    """
+
+    set: str
+    configuration: str
+    seed: int
+    likeness: float
+    leak: float
+    base_likeness: float
+    following: float
+    base_following: float
+    drift: float
+    copying: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A name and the settings that differ from the preset."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is to be run."""
+
+    configurations: tuple[Configuration, ...]
+    seeds: tuple[int, ...]
+    sets: tuple[str, ...]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read `quality.toml`."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    configurations = tuple(
+        Configuration(name, tuple(f"{key}={_text(value)}" for key, value in settings.items()))
+        for name, settings in table["configurations"].items()
+    )
+    return Plan(configurations, tuple(table["seeds"]), tuple(table["sets"]))
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def contexts() -> list[Context]:
+    """What the evaluation prompts ask for: plain backgrounds and places, in no set's photos."""
+    rng = random.Random("quality prompts")
+    found: list[Context] = []
+    while len(found) < PROMPTS:
+        context = sample_context(rng.randrange(10**9))
+        if context.background not in ("stripes", "dots"):
+            found.append(context)
+    return found
+
+
+def prompts(*, triggered: bool, shown: str = "avatar") -> list[PreviewPrompt]:
+    """The evaluation prompts, each with a seed of its own."""
+    name = f"{TRIGGER} {shown}" if triggered else shown
+    return [
+        PreviewPrompt(
+            text=f"{name}, {describe_context(context)}",
+            negative="",
+            size=Size(64, 64),
+            seed=_SAMPLE_SEED + number,
+            guidance=4.0,
+            steps=25,
+            triggered=triggered,
+        )
+        for number, context in enumerate(contexts())
+    ]
+
+
+def load_backbone() -> Backbone:
+    """A fresh embedded base."""
+    facts = base_facts("embedded")
+    device = choose_device("auto", "auto", "auto")
+    backbone: Backbone = FAMILIES.load(facts.family).load(
+        facts, LoadOptions(device.device, device.dtype, device.attention)
+    )
+    return backbone
+
+
+@dataclass(frozen=True, slots=True)
+class BasePictures:
+    """What the base draws for the evaluation prompts before any training."""
+
+    plain: tuple[Image.Image, ...]
+    reseeded: tuple[Image.Image, ...]
+    triggered: tuple[Image.Image, ...]
+
+
+@cache
+def base_pictures() -> BasePictures:
+    """Drawn once: all runs start from the same base."""
+    backbone = load_backbone()
+    plain = prompts(triggered=False)
+    reseeded = [replace(prompt, seed=prompt.seed + _OTHER_SEED) for prompt in plain]
+    return BasePictures(
+        tuple(draw(backbone, plain)),
+        tuple(draw(backbone, reseeded)),
+        tuple(draw(backbone, prompts(triggered=True))),
+    )
+
+
+@torch.no_grad()
+def softened(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures sent through the base's VAE, so that its softness is no difference."""
+    backbone = load_backbone()
+    made = []
+    for image in images:
+        values = torch.from_numpy(np.asarray(image.convert("RGB").resize((64, 64)), np.float32))
+        pixels_BCHW = values.permute(2, 0, 1)[None] / 127.5 - 1
+        shape = backbone.latent_shape(64, 64)
+        latents = backbone.encode_pixels(pixels_BCHW, torch.zeros(1, *shape))
+        made += decode(backbone, latents)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """The scores of one set: the scale of its subject, and its photos for finding copies."""
+
+    scorer: Scorer
+    photos: tuple[Image.Image, ...]
+    nearest_true: float
+
+
+@cache
+def ruler(name: str) -> Ruler:
+    """The scale: 0 = other avatars, 1 = true pictures of the subject in unseen contexts."""
+    chosen = all_sets()[name]
+    true = softened(chosen.unseen(24))
+    scorer = SCORERS.load(chosen.score).fit(true, softened(chosen.others(60)))
+    photos = tuple(softened(chosen.photos()))
+    nearest = min(nearest_photo(image, photos) for image in softened(chosen.unseen(60)))
+    return Ruler(scorer, photos, nearest)
+
+
+def nearest_photo(image: Image.Image, photos: Sequence[Image.Image]) -> float:
+    """Mean absolute difference of thumbnails to the nearest photo, mirrored or not."""
+    own = thumbnails([image], SIDE_CELLS)[0]
+    cells = thumbnails(photos, SIDE_CELLS)
+    both = np.concatenate([cells, cells[:, :, ::-1]])
+    return float(np.abs(both - own).mean(axis=(1, 2, 3)).min())
+
+
+def following(images: Sequence[Image.Image]) -> float:
+    """Share of backgrounds and shirt colours that came out as the evaluation prompts ask."""
+    references = background_references()
+    right: list[bool] = []
+    for image, context in zip(images, contexts(), strict=True):
+        asked = context.background if context.is_scene else context.background_colour
+        right.append(nearest_background(image, references) == asked)
+        if context.clothes == "t-shirt":
+            right.append(nearest_shirt_colour(image) == context.clothes_colour)
+    return float(np.mean(right))
+
+
+def measure(chosen: FaceSet | StyleSet, file: Path) -> dict[str, float]:
+    """All scores of one LoRA file."""
+    torch.set_num_threads(1)
+    base, scale = base_pictures(), ruler(chosen.name)
+    backbone = load_backbone()
+    load_lora(backbone, read_lora(file))
+    triggered = draw(backbone, prompts(triggered=True))
+    plain = draw(backbone, prompts(triggered=False))
+    nearest = [nearest_photo(image, scale.photos) for image in triggered]
+    return {
+        "likeness": float(np.mean(scale.scorer.score(triggered))),
+        "leak": float(np.mean(scale.scorer.score(plain))),
+        "base_likeness": float(np.mean(scale.scorer.score(base.triggered))),
+        "following": following(triggered),
+        "base_following": following(base.triggered),
+        "drift": drift(base.plain, plain, base.reseeded),
+        "copying": float(np.mean([distance < scale.nearest_true for distance in nearest])),
+    }
+
+
+def run(chosen: FaceSet | StyleSet, configuration: Configuration, seed: int) -> Row:
+    """Train as the command line does, in a process of its own, and measure the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / chosen.name
+        chosen.write(photos)
+        output = Path(folder) / "run"
+        command = [sys.executable, "train.py", str(photos), "--output", str(output)]
+        command += ["--kind", chosen.kind, "--trigger", TRIGGER]
+        for setting in (f"run.seed={seed}", *configuration.settings):
+            command += ["--set", setting]
+        started = time.monotonic()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - started
+        scores = measure(chosen, output / f"{chosen.name}.safetensors")
+    rounded = {name: round(value, 4) for name, value in scores.items()}
+    return Row(chosen.name, configuration.name, seed, **rounded, seconds=round(seconds, 1))
+
+
+def done(path: Path) -> set[tuple[str, str, int]]:
+    """The runs whose rows are there."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as stream:
+        return {(r["set"], r["configuration"], int(r["seed"])) for r in csv.DictReader(stream)}
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row, and the header to a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
+def hardware() -> str:
+    """A short name of what this runs on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-")
+    return f"cpu-{platform.machine()}"
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", type=Path, default=ROOT / "benchmarks" / "quality.toml")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--only", nargs="*", help="configurations by name")
+    arguments = parser.parse_args()
+    today = date.today().isoformat()
+    results = arguments.results or ROOT / "benchmarks/results" / f"quality_{hardware()}_{today}.csv"
+    plan = read_plan(arguments.plan)
+    for configuration in plan.configurations:
+        if arguments.only and configuration.name not in arguments.only:
+            continue
+        for name in plan.sets:
+            for seed in plan.seeds:
+                if (name, configuration.name, seed) in done(results):
+                    continue
+                row = run(all_sets()[name], configuration, seed)
+                append(results, row)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
