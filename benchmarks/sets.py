@@ -5,12 +5,12 @@ compared with.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pretraining.avatars import draw_avatar
 from pretraining.looks import HELD_OUT_STYLE, Context, Identity, sample_context, sample_identity
@@ -57,40 +57,58 @@ class StyleSet:
     """Pictures of different avatars in one drawing style."""
 
     name: str
-    style: str
+    paint: Callable[[Identity, Context, int], Image.Image]
     samples: tuple[Sample, ...]
     kind = "style"
     score = "style"
 
     def photos(self) -> list[Image.Image]:
-        return [render(sample) for sample in self.samples]
+        return [self.paint(s.identity, s.context, s.size_px) for s in self.samples]
 
     def write(self, folder: Path) -> None:
-        write_set(self.samples, folder)
+        folder.mkdir(parents=True)
+        for sample, photo in zip(self.samples, self.photos(), strict=True):
+            photo.save(folder / sample.name)
+            (folder / sample.name).with_suffix(".txt").write_text(sample.caption, encoding="utf-8")
 
     def unseen(self, count: int) -> list[Image.Image]:
         """Other avatars in the style."""
         rng = random.Random(f"unseen {self.name}")
-        return [
-            draw_avatar(sample_identity(seed), sample_context(seed), SIDE_PX, self.style)
-            for seed in (rng.randrange(10**9) for _ in range(count))
-        ]
+        seeds = [rng.randrange(10**9) for _ in range(count)]
+        return [self.paint(sample_identity(n), sample_context(n), SIDE_PX) for n in seeds]
 
     def others(self, count: int) -> list[Image.Image]:
         """Flat pictures."""
         return other_avatars(count, seed=92, size=SIDE_PX)
 
 
+def neon(identity: Identity, context: Context, size: int) -> Image.Image:
+    """The style of the repository's own set."""
+    return draw_avatar(identity, context, size, HELD_OUT_STYLE)
+
+
+def blueprint(identity: Identity, context: Context, size: int) -> Image.Image:
+    """Light lines on blue paper."""
+    lines = draw_avatar(identity, context, size, "comic").convert("L")
+    return ImageOps.colorize(ImageOps.autocontrast(lines), (226, 238, 255), (20, 52, 120))
+
+
+def sunset(identity: Identity, context: Context, size: int) -> Image.Image:
+    """Two inks, dark violet to yellow, whatever the colours were."""
+    grey = draw_avatar(identity, context, size).convert("L")
+    return ImageOps.colorize(grey, (58, 12, 92), (255, 226, 120), (236, 84, 84))
+
+
 @cache
 def all_sets() -> dict[str, FaceSet | StyleSet]:
     """Every set by name."""
-    faces = [FaceSet("zia", ZIA, tuple(face_set()))]
+    faces: list[FaceSet | StyleSet] = [FaceSet("zia", ZIA, tuple(face_set()))]
     for name, identity in HELD_OUT_AVATARS.items():
         samples = [_recast(s, identity) for s in face_set()]
         faces.append(FaceSet(name, identity, tuple(samples)))
-    return {
-        chosen.name: chosen for chosen in (*faces, StyleSet("neon", "neon", tuple(style_set())))
-    }
+    drawn = tuple(style_set())
+    styles = [StyleSet(paint.__name__, paint, drawn) for paint in (neon, blueprint, sunset)]
+    return {chosen.name: chosen for chosen in [*faces, *styles]}
 
 
 # Each has something that pretraining never shows, and each something else.

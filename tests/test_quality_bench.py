@@ -1,0 +1,95 @@
+"""The quality bench: its plan, its sets, what it measures, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from benchmarks.quality import Configuration, Row, nearest_photo, read_plan
+from benchmarks.sets import all_sets
+from pretraining.looks import HELD_OUT_HAIR_STYLE, HELD_OUT_MARK, HELD_OUT_SKIN, sample_identity
+from trainer.scoring import SCORERS
+
+ROW = Row("zia", "preset", 0, 0.9, 0.1, 0.0, 1.0, 1.0, 0.2, 0.0, 60.0)
+
+
+def test_the_plan_in_the_repository_is_one_that_was_asked_for() -> None:
+    plan = read_plan(quality.ROOT / "benchmarks" / "quality.toml")
+    names = [configuration.name for configuration in plan.configurations]
+    assert len(names) == len(set(names)) >= 20
+    assert len(plan.seeds) >= 3
+    assert set(plan.sets) <= set(all_sets())
+    different = {configuration.settings for configuration in plan.configurations}
+    assert len(different) == len(names)
+
+
+def test_settings_of_a_plan_are_those_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        'seeds = [1]\nsets = ["zia"]\n[configurations.a]\n'
+        '"optimizer.learning_rate" = 1e-3\n"adapter.text_encoder" = false\n',
+        encoding="utf-8",
+    )
+    (only,) = read_plan(path).configurations
+    assert only.settings == ("optimizer.learning_rate=0.001", "adapter.text_encoder=false")
+
+
+@pytest.mark.parametrize("name", list(all_sets()))
+def test_unseen_pictures_score_as_the_subject_and_others_do_not(name: str) -> None:
+    chosen = all_sets()[name]
+    photos = chosen.photos()
+    assert len(photos) == 14
+    scorer = SCORERS.load(chosen.score).fit(photos, chosen.others(24))
+    unseen, others = scorer.score(chosen.unseen(12)), scorer.score(chosen.others(48)[24:])
+    assert np.mean(unseen) > 0.6
+    assert abs(np.mean(others)) < 0.3
+
+
+def test_the_faces_have_looks_that_pretraining_never_shows() -> None:
+    known = [sample_identity(seed) for seed in range(3000)]
+    for chosen in all_sets().values():
+        if chosen.kind == "face":
+            identity = chosen.identity  # type: ignore[union-attr]
+            held_out = {HELD_OUT_SKIN, HELD_OUT_HAIR_STYLE, HELD_OUT_MARK}
+            assert held_out & {identity.skin, identity.hair_style, identity.mark}
+            assert identity not in known
+
+
+def test_a_copy_is_nearer_to_a_photo_than_a_new_picture() -> None:
+    chosen = all_sets()["zia"]
+    photos = chosen.photos()
+    assert nearest_photo(photos[3].transpose(0), photos) < 1e-3
+    assert min(nearest_photo(image, photos) for image in chosen.unseen(12)) > 0.02
+
+
+def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, results = tmp_path / "plan.toml", tmp_path / "results" / "q.csv"
+    plan.write_text(
+        'seeds = [0, 1]\nsets = ["zia"]\n[configurations.preset]\n[configurations.other]\n'
+        '"adapter.rank" = 4\n',
+        encoding="utf-8",
+    )
+    asked: list[tuple[str, int]] = []
+
+    def run(chosen: object, configuration: Configuration, seed: int) -> Row:
+        asked.append((configuration.name, seed))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return Row("zia", configuration.name, seed, *[0.5] * 8)
+
+    monkeypatch.setattr(quality, "run", run)
+    words = ["quality", "--plan", str(plan), "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(KeyboardInterrupt):
+        quality.main()
+    quality.main()
+    every = [("preset", 0), ("preset", 1), ("other", 0), ("other", 1)]
+    assert asked == [*every[:3], *every[2:]]
+    with results.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["configuration"], int(row["seed"])) for row in rows] == every
