@@ -43,16 +43,18 @@ class Recipe:
     unet_channels: tuple[int, ...] = (32, 64, 128)
     unet_norm_groups: int = 4
     unet_heads: int = 2
-    unet_steps: int = 14_000
+    unet_steps: int = 26_000
     unet_batch: int = 16
     unet_rate: float = 1.5e-3
     unet_text_rate_share: float = 0.3
     unet_warmup_steps: int = 300
-    unet_decay_share: float = 0.3
+    unet_decay_share: float = 0.25
     unet_final_rate_share: float = 0.02
     empty_caption_share: float = 0.1
     offset_noise: float = 0.15
     min_snr_gamma: float = 5.0
+    # How much more an error in the face counts than one elsewhere (eyes and mouths are small).
+    face_weight: float = 5.0
     clip_norm: float = 1.0
     weight_decay: float = 1e-2
     ema_decay: float = 0.999

@@ -100,17 +100,32 @@ def draw_batch(
     return Batch(clean[share], noise[share], timesteps[share], ids[share])
 
 
+def face_weights(side: int, weight: float) -> Tensor:
+    """Weights [side, side] of mean 1 that are `weight` times as high where faces are.
+
+    Each place is predicted for itself, so what is best does not depend on them; but eyes and
+    mouths, a fiftieth of the picture, are learned sooner.
+    """
+    weights = torch.ones(side, side)
+    weights[side * 5 // 16 : side * 13 // 16, side // 4 : side * 3 // 4] = weight
+    return weights / weights.mean()
+
+
 def denoising_loss(
-    modules: nn.ModuleDict, batch: Batch, schedule: DDPMScheduler, gamma: float
+    modules: nn.ModuleDict,
+    batch: Batch,
+    schedule: DDPMScheduler,
+    gamma: float,
+    weights_hw: Tensor,
 ) -> Tensor:
-    """Squared error of the predicted noise, min-SNR weighted (arXiv 2303.09556)."""
+    """Weighted squared error of the predicted noise, min-SNR as well (arXiv 2303.09556)."""
     noisy = schedule.add_noise(batch.latents_BChw, batch.noise_BChw, batch.timesteps_B)
     prompt_BTD = modules["text"](batch.tokens_BT).last_hidden_state
     predicted = modules["unet"](noisy, batch.timesteps_B, prompt_BTD).sample
     alpha = schedule.alphas_cumprod[batch.timesteps_B]
     snr = alpha / (1 - alpha)
     weight = snr.clamp(max=gamma) / snr
-    error: Tensor = (predicted - batch.noise_BChw).pow(2).mean(dim=(1, 2, 3))
+    error: Tensor = (weights_hw * (predicted - batch.noise_BChw).pow(2)).mean(dim=(1, 2, 3))
     return (weight * error).mean()
 
 
@@ -235,13 +250,14 @@ def _worker(rank: int, recipe: Recipe, work: Path, meeting: Meeting) -> None:
 
     run = _start_or_resume(recipe, work)
     schedule = noise_schedule()
+    weights = face_weights(latents.shape[-1], recipe.face_weight)
     each = recipe.unet_batch // meeting.processes
     share = slice(rank * each, (rank + 1) * each)
     first, started = run.step, time.monotonic()
     losses: list[float] = []
     while run.step < recipe.unet_steps:
         batch = draw_batch(recipe, run.step, share, latents, tokens, empty)
-        loss = denoising_loss(run.modules, batch, schedule, recipe.min_snr_gamma)
+        loss = denoising_loss(run.modules, batch, schedule, recipe.min_snr_gamma, weights)
         run.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         if meeting.processes > 1:

@@ -85,6 +85,17 @@ def test_every_style_looks_like_no_other() -> None:
             assert mean_difference(picture, other) > 3
 
 
+@pytest.mark.parametrize("side", [16, 32])
+def test_faces_count_for_more_and_the_whole_for_as_much(side: int) -> None:
+    weights = unet.face_weights(side, 5.0)
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert weights.max().item() == pytest.approx(5 * weights.min().item())
+    # Where the eyes and the mouth of a drawing are, and where its corners are.
+    for y, x in ((0.53, 0.4), (0.53, 0.6), (0.69, 0.5)):
+        assert weights[int(y * side), int(x * side)] == weights.max()
+    assert weights[0, 0] == weights[-1, -1] == weights.min()
+
+
 def test_captions_name_the_style() -> None:
     captions = {
         style: [
