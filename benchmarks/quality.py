@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,15 @@ from PIL import Image
 
 from benchmarks.sets import FaceSet, StyleSet, all_sets
 from pretraining.captions import describe_context
-from pretraining.evaluate import background_references, nearest_background, nearest_shirt_colour
-from pretraining.looks import Context, sample_context
+from pretraining.looks import Context, Identity, sample_context
 from trainer.adapters.file import read_lora
 from trainer.commands.bases import base_facts
 from trainer.commands.sample import load_lora
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.scoring import SCORERS, Scorer
-from trainer.scoring.colours import thumbnails
-from trainer.scoring.drift import SIDE_CELLS, drift
+from trainer.scoring.copying import CopyFinder
+from trainer.scoring.drift import drift
+from trainer.scoring.reader import PromptReader
 from trainer.training.device import choose_device
 from trainer.training.preview import PreviewPrompt, decode, draw
 from trainer.types import Size
@@ -49,22 +50,27 @@ _OTHER_SEED = 500_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one run gave.
+    """What one file of a run gave.
 
-    likeness, leak: with and without the trigger, 0 = other avatars, 1 = unseen true pictures.
-    following: share of backgrounds and shirt colours that come out as asked, with the trigger;
-    base_following: the same of the base. drift: see `trainer.scoring.drift`. copying: share of
-    samples nearer to a training photo than true pictures ever are.
+    checkpoint: "last" or "best". likeness, leak: with and without the trigger, 0 = other avatars
+    (for a style flat drawings), 1 = unseen true pictures. following: share of the looks named in
+    the prompts that the reader finds in the samples with the trigger; base_following: the same of
+    the base. looks: share of the subject's own looks that the reader finds, which the choice of the
+    best step does not see; nan for a style. drift: see `trainer.scoring.drift`. copying: share
+    of samples that repeat a photo. seconds: of the whole command.
     """
 
     set: str
     configuration: str
     seed: int
+    checkpoint: str
+    step: int
     likeness: float
     leak: float
     base_likeness: float
     following: float
     base_following: float
+    looks: float
     drift: float
     copying: float
     seconds: float
@@ -177,66 +183,65 @@ def softened(images: Sequence[Image.Image]) -> list[Image.Image]:
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """The scores of one set: the scale of its subject, and its photos for finding copies."""
+    """The scale of one set's subject, and what finds copies of its photos."""
 
     scorer: Scorer
-    photos: tuple[Image.Image, ...]
-    nearest_true: float
+    copies: CopyFinder
 
 
 @cache
 def ruler(name: str) -> Ruler:
     """The scale: 0 = other avatars, 1 = true pictures of the subject in unseen contexts."""
     chosen = all_sets()[name]
-    true = softened(chosen.unseen(24))
-    scorer = SCORERS.load(chosen.score).fit(true, softened(chosen.others(60)))
-    photos = tuple(softened(chosen.photos()))
-    nearest = min(nearest_photo(image, photos) for image in softened(chosen.unseen(60)))
-    return Ruler(scorer, photos, nearest)
+    others = softened(chosen.others(60))
+    scorer = SCORERS.load(chosen.score).fit(softened(chosen.unseen(24)), others)
+    return Ruler(scorer, CopyFinder.fit(softened(chosen.photos()), others))
 
 
-def nearest_photo(image: Image.Image, photos: Sequence[Image.Image]) -> float:
-    """Mean absolute difference of thumbnails to the nearest photo, mirrored or not."""
-    own = thumbnails([image], SIDE_CELLS)[0]
-    cells = thumbnails(photos, SIDE_CELLS)
-    both = np.concatenate([cells, cells[:, :, ::-1]])
-    return float(np.abs(both - own).mean(axis=(1, 2, 3)).min())
+@cache
+def reader() -> PromptReader:
+    """The one that comes with the trainer."""
+    return PromptReader.load()
 
 
 def following(images: Sequence[Image.Image]) -> float:
-    """Share of backgrounds and shirt colours that came out as the evaluation prompts ask."""
-    references = background_references()
+    """Share of the looks named in the evaluation prompts that the reader finds."""
+    shares = reader().follow(images, [prompt.text for prompt in prompts(triggered=False)])
+    return float(np.mean([share for share in shares if share is not None]))
+
+
+def looks_found(images: Sequence[Image.Image], identity: Identity) -> float:
+    """Share of the subject's looks that the reader finds."""
     right: list[bool] = []
-    for image, context in zip(images, contexts(), strict=True):
-        asked = context.background if context.is_scene else context.background_colour
-        right.append(nearest_background(image, references) == asked)
-        if context.clothes == "t-shirt":
-            right.append(nearest_shirt_colour(image) == context.clothes_colour)
+    for seen in reader().read(images):
+        right += reader().compare(seen, asdict(identity)).values()
     return float(np.mean(right))
 
 
 def measure(chosen: FaceSet | StyleSet, file: Path) -> dict[str, float]:
     """All scores of one LoRA file."""
-    torch.set_num_threads(1)
     base, scale = base_pictures(), ruler(chosen.name)
     backbone = load_backbone()
     load_lora(backbone, read_lora(file))
     triggered = draw(backbone, prompts(triggered=True))
     plain = draw(backbone, prompts(triggered=False))
-    nearest = [nearest_photo(image, scale.photos) for image in triggered]
+    looks = float("nan")
+    if isinstance(chosen, FaceSet):
+        looks = looks_found(triggered, chosen.identity)
     return {
         "likeness": float(np.mean(scale.scorer.score(triggered))),
         "leak": float(np.mean(scale.scorer.score(plain))),
         "base_likeness": float(np.mean(scale.scorer.score(base.triggered))),
         "following": following(triggered),
         "base_following": following(base.triggered),
+        "looks": looks,
         "drift": drift(base.plain, plain, base.reseeded),
-        "copying": float(np.mean([distance < scale.nearest_true for distance in nearest])),
+        "copying": float(np.mean(scale.copies.copies(triggered))),
     }
 
 
-def run(chosen: FaceSet | StyleSet, configuration: Configuration, seed: int) -> Row:
-    """Train as the command line does, in a process of its own, and measure the file."""
+def run(chosen: FaceSet | StyleSet, configuration: Configuration, seed: int) -> list[Row]:
+    """Train as the command line does, in a process of its own, and measure both files."""
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / chosen.name
         chosen.write(photos)
@@ -247,10 +252,20 @@ def run(chosen: FaceSet | StyleSet, configuration: Configuration, seed: int) -> 
             command += ["--set", setting]
         started = time.monotonic()
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-        scores = measure(chosen, output / f"{chosen.name}.safetensors")
-    rounded = {name: round(value, 4) for name, value in scores.items()}
-    return Row(chosen.name, configuration.name, seed, **rounded, seconds=round(seconds, 1))
+        seconds = round(time.monotonic() - started, 1)
+        names = {"last": chosen.name, "best": f"{chosen.name}-best"}
+        files = {kind: output / f"{name}.safetensors" for kind, name in names.items()}
+        steps = {kind: int(read_lora(file).metadata["ss_steps"]) for kind, file in files.items()}
+        scores = {"last": measure(chosen, files["last"])}
+        same = steps["best"] == steps["last"]
+        scores["best"] = scores["last"] if same else measure(chosen, files["best"])
+    common = {"set": chosen.name, "configuration": configuration.name, "seed": seed}
+    rows = []
+    for kind, found in scores.items():
+        rounded: dict[str, Any] = {name: round(value, 4) for name, value in found.items()}
+        rounded |= common | {"checkpoint": kind, "step": steps[kind], "seconds": seconds}
+        rows.append(Row(**rounded))
+    return rows
 
 
 def done(path: Path) -> set[tuple[str, str, int]]:
@@ -285,20 +300,23 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=ROOT / "benchmarks" / "quality.toml")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--only", nargs="*", help="configurations by name")
+    parser.add_argument("--sets", nargs="*", help="sets by name, instead of the plan's")
+    parser.add_argument("--seeds", nargs="*", type=int, help="instead of the plan's")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     today = date.today().isoformat()
     results = arguments.results or ROOT / "benchmarks/results" / f"quality_{hardware()}_{today}.csv"
     plan = read_plan(arguments.plan)
     for configuration in plan.configurations:
         if arguments.only and configuration.name not in arguments.only:
             continue
-        for name in plan.sets:
-            for seed in plan.seeds:
+        for name in arguments.sets or plan.sets:
+            for seed in arguments.seeds or plan.seeds:
                 if (name, configuration.name, seed) in done(results):
                     continue
-                row = run(all_sets()[name], configuration, seed)
-                append(results, row)
-                print(row, flush=True)
+                for row in run(all_sets()[name], configuration, seed):
+                    append(results, row)
+                    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class FaceSet:
     identity: Identity
     samples: tuple[Sample, ...]
     kind = "face"
-    score = "likeness"
+    score = "identity"
 
     def photos(self) -> list[Image.Image]:
         return [render(sample) for sample in self.samples]

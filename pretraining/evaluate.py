@@ -14,11 +14,13 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from pretraining import data
 from pretraining.avatars import draw_avatar
 from pretraining.looks import COLOURS, SCENES, sample_context, sample_identity
 from pretraining.palette import BOLD
 from pretraining.sample_sets import face_set, render
 from pretraining.training import pixels
+from trainer.scoring.reader import PromptReader
 
 _REFERENCES_EACH = 6
 _SHEET_PROMPTS = (
@@ -38,10 +40,10 @@ _SHEET_PROMPTS = (
     "avatar, pale skin, orange spiky hair, laughing, wearing a green t-shirt, black background",
     "avatar",
     "portrait, on the beach",
-    "zqx avatar, smiling, wearing a red hoodie, plain green background",
-    "zqx avatar, sad, wearing a blue t-shirt, in the forest",
-    "avatar, white hair, square glasses, serious, wearing a blue suit, red background",
-    "avatar, teal skin, smiling, wearing a white t-shirt, blue background",
+    "avatar, comic style, red curly hair, smiling, wearing a blue hoodie, green background",
+    "avatar, pixel art, blond bob, sad, wearing a blue t-shirt, in the forest",
+    "avatar, white short hair, square glasses, serious, wearing a blue suit, red background",
+    "avatar, soft pastel colours, brown long hair, wearing a red t-shirt, blue background",
     "avatar, blue spiky hair, sleepy eyes, serious, wearing a black hoodie, at night",
     "avatar, no hat, small eyes, surprised, wearing a pink striped shirt, in the snow",
     "a portrait of an avatar, wearing a green cap, laughing, in the city",
@@ -158,6 +160,39 @@ def drawing_scores(count: int) -> tuple[float, float]:
     return float(np.mean([r[0] for r in right])), float(np.mean([r[1] for r in right]))
 
 
+def shares_by_look(
+    reader: PromptReader, pictures: list[Image.Image], prompts: list[str]
+) -> dict[str, float]:
+    """For every look, the share of the prompts naming it whose picture shows it; "all" of all."""
+    right: dict[str, list[bool]] = {}
+    for seen, prompt in zip(reader.read(pictures), prompts, strict=True):
+        for look, found in reader.compare(seen, reader.names(prompt)).items():
+            right.setdefault(look, []).append(found)
+    every = [found for values in right.values() for found in values]
+    return {"all": float(np.mean(every))} | {
+        look: float(np.mean(values)) for look, values in sorted(right.items())
+    }
+
+
+def fresh_captions(count: int, seed: int) -> tuple[list[str], list[Image.Image]]:
+    """Captions of drawings that no training has seen, and the drawings themselves."""
+    numbers = range(80_000_000 + 10_000 * seed, 80_000_000 + 10_000 * seed + count)
+    prompts = [data.captions(number, 1)[0].text for number in numbers]
+    drawn = [Image.fromarray(data.picture(number, 64)) for number in numbers]
+    return prompts, drawn
+
+
+@torch.no_grad()
+def through_autoencoder(
+    pipeline: StableDiffusionPipeline, pictures: list[Image.Image]
+) -> list[Image.Image]:
+    """The pictures as soft as the base's own."""
+    true = pixels(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])))
+    made = pipeline.vae.decode(pipeline.vae.encode(true).latent_dist.mean).sample
+    soft: list[Image.Image] = pipeline.image_processor.postprocess(made, "pil")
+    return soft
+
+
 @torch.no_grad()
 def reconstruction_psnr(pipeline: StableDiffusionPipeline, pictures: list[Image.Image]) -> float:
     """Mean PSNR in dB of pictures sent through the autoencoder."""
@@ -202,6 +237,17 @@ def main() -> None:
     print(f"shirt colour as asked: {shirt:.2f} of {count} prompts (chance 0.10)")
     background, shirt = drawing_scores(count)
     print(f"the same readings on true drawings: {background:.2f} and {shirt:.2f}")
+    prompts, drawn = fresh_captions(count, seed)
+    reader = PromptReader.load()
+    samples = draw_prompts(pipeline, prompts, 2000 * seed, guidance=arguments.guidance)
+    for name, pictures in (
+        ("samples", samples),
+        ("true drawings", drawn),
+        ("true drawings through the autoencoder", through_autoencoder(pipeline, drawn)),
+    ):
+        shares = shares_by_look(reader, pictures, prompts)
+        print(f"looks named by {count} fresh captions that the reader finds in {name}:")
+        print("  " + ", ".join(f"{look} {share:.2f}" for look, share in shares.items()))
     sheet = draw_prompts(pipeline, list(_SHEET_PROMPTS), seed, guidance=arguments.guidance)
     contact_sheet(sheet).save(arguments.sheet)
     print(f"contact sheet: {arguments.sheet}")

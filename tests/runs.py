@@ -64,7 +64,8 @@ def state_of(folder: Path) -> dict[str, str]:
 
 def lora_of(folder: Path) -> Path:
     """The finished LoRA file of a run."""
-    (path,) = [p for p in folder.glob("*.safetensors") if not p.stem.split("-")[-1].isdigit()]
+    ends = {path: path.stem.split("-")[-1] for path in folder.glob("*.safetensors")}
+    (path,) = [path for path, end in ends.items() if not (end.isdigit() or end == "best")]
     return path
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "config": 1,
     "diffusion": 1,
     "data": 2,
+    "captioners": 2,
     "families": 2,
     "adapters": 2,
     "optim": 2,

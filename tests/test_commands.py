@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.conftest import QUICK
 from tests.runs import (
@@ -32,6 +34,7 @@ from tests.runs import (
 )
 from trainer.adapters.file import read_lora
 from trainer.training import finish
+from trainer.training.export import written_step
 
 Train = Callable[..., Outcome]
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +78,7 @@ def test_a_run_writes_the_files_that_were_agreed(whole: Path) -> None:
     assert files - events == {
         "anna.safetensors",
         "anna-2.safetensors",
+        "anna-best.safetensors",
         "contact_sheet.png",
         "report.html",
         "settings.toml",
@@ -139,14 +143,18 @@ def test_the_last_lines_say_where_everything_is_and_what_was_learned(
     train: Train, prompts: Path, tmp_path: Path
 ) -> None:
     outcome = train("preview.every_steps=4", f"preview.prompts={prompts}").done()
-    lines = outcome.out.strip().splitlines()[-3:]
+    lines = outcome.out.strip().splitlines()
     folder = tmp_path / "out"
-    assert lines[0].startswith(f"LoRA file  {folder / 'anna.safetensors'} (")
-    assert re.search(r"read back: all \d+ tensors match", lines[0])
-    assert lines[1] == f"Report     {folder / 'report.html'}"
+    file, best, report, learned = [line for line in lines if not line.startswith(" ")][-4:]
+    assert file.startswith(f"LoRA file  {folder / 'anna.safetensors'} (")
+    assert re.search(r"read back: all \d+ tensors match", file)
+    assert best == f"Best file  {folder / 'anna-best.safetensors'}"
+    why = lines[lines.index(best) + 1]
+    assert re.match(r"           Step \d is the best of 2: likeness -?\d\.\d\d", why)
+    assert report == f"Report     {folder / 'report.html'}"
     number = r"-?\d+\.\d\d"
-    learned = rf"Learned    likeness of 'ohwx person' {number} -> {number} .*without the trigger"
-    assert re.match(learned, lines[2])
+    words = rf"Learned    likeness of 'ohwx person' {number} -> {number} .*without the trigger"
+    assert re.match(words, learned)
 
 
 def test_the_lora_file_comes_last(train: Train, tmp_path: Path) -> None:
@@ -262,6 +270,120 @@ def test_samples_are_the_same_after_going_on(
         assert np.array_equal(ours, pixels(path)), path.name
     scores = "scores.json"
     assert (output / scores).read_text("utf-8") == (whole / scores).read_text("utf-8")
+
+
+# --- the best step
+
+
+def best_of(folder: Path) -> int | None:
+    return written_step(folder / "anna-best.safetensors")
+
+
+def set_likeness(folder: Path, likeness: dict[int, float]) -> None:
+    """Change the likeness in a run's scores, so that another step is the best."""
+    path = folder / "scores.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    for row in rows:
+        row["trigger"] = likeness.get(row["step"], row["trigger"])
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def test_the_best_file_holds_the_step_that_the_report_names(whole: Path) -> None:
+    step = best_of(whole)
+    assert step in (2, 4)
+    own = whole / ("anna.safetensors" if step == 4 else f"anna-{step}.safetensors")
+    assert same_tensors(load_file(whole / "anna-best.safetensors"), load_file(own))
+    metadata = read_lora(whole / "anna-best.safetensors").metadata
+    assert metadata["ss_output_name"] == "anna-best"
+    assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert f"Take step {step}" in page
+    assert f"Step {step} is the best of 2: likeness" in page
+    assert str(whole / "anna-best.safetensors") in page
+
+
+def test_every_save_is_scored(train: Train, prompts: Path, tmp_path: Path) -> None:
+    """At the steps of both settings, and at the end; only saved steps can be the best."""
+    settings = ("run.total_steps=7", "run.save_every_steps=2", "preview.every_steps=3")
+    train(*settings, f"preview.prompts={prompts}").done()
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    assert [row["step"] for row in rows] == [0, 2, 3, 4, 6, 7]
+    assert [row["step"] for row in rows if row["saved"]] == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_going_on_ends_with_the_same_best_step(
+    stop: int, train: Train, prompts: Path, tmp_path: Path
+) -> None:
+    """Stopped at a save or between two; the file is there whenever a step was scored."""
+    settings = [word.format(prompts=prompts) for word in PREVIEWS]
+    settings += ["run.total_steps=6", "optimizer.learning_rate=0.05"]
+    train(*settings, output=tmp_path / "whole").done()
+    parts = tmp_path / "parts"
+    train(*settings, f"run.stop_at_step={stop}", output=parts).done()
+    assert best_of(parts) in (2, 4)
+    train("--resume", output=parts).done()
+    assert best_of(parts) == best_of(tmp_path / "whole")
+    ours, theirs = (
+        load_file(tmp_path / name / "anna-best.safetensors") for name in ("whole", "parts")
+    )
+    assert same_tensors(ours, theirs)
+    texts = [(tmp_path / name / "scores.json").read_text("utf-8") for name in ("whole", "parts")]
+    assert texts[0] == texts[1]
+
+
+def test_a_best_file_of_a_later_step_goes_back_with_the_run(
+    train: Train, prompts: Path, tmp_path: Path
+) -> None:
+    """As if the run had been killed after step 4, which was the best, and its checkpoint lost."""
+    output = tmp_path / "out"
+    settings = [word.format(prompts=prompts) for word in PREVIEWS]
+    train(*settings, "run.total_steps=6", "run.stop_at_step=4").done()
+    set_likeness(output, {2: 0.5, 4: 9.0})
+    train("--resume", "run.stop_at_step=5").done()
+    assert best_of(output) == 4
+    for step in (4, 5):
+        shutil.rmtree(output / "checkpoints" / f"step-00000{step}", ignore_errors=True)
+    train("--resume", "run.stop_at_step=3", "run.save_every_steps=2").done()
+    assert best_of(output) == 2
+    own, best = (load_file(output / f"anna-{name}.safetensors") for name in ("2", "best"))
+    assert same_tensors(own, best)
+
+
+def test_the_best_file_comes_back_from_the_steps_own(
+    train: Train, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    settings = [word.format(prompts=prompts) for word in PREVIEWS]
+    train(*settings).done()
+    set_likeness(output, {2: 0.9, 4: 0.1})
+    (output / "anna-best.safetensors").write_bytes(b"damaged")
+    outcome = train("--resume").done()
+    assert best_of(output) == 2
+    assert "step 4 has 0.80 less likeness" in outcome.out
+    own, best = (load_file(output / f"anna-{name}.safetensors") for name in ("2", "best"))
+    assert same_tensors(own, best)
+    # Without any file of step 2 the run cannot offer it any more.
+    for name in ("2", "best"):
+        (output / f"anna-{name}.safetensors").unlink()
+    train("--resume").done()
+    assert best_of(output) == 4
+
+
+def test_scores_of_other_prompts_are_not_compared(
+    train: Train, prompts: Path, tmp_path: Path
+) -> None:
+    """Steps whose samples came from other prompts or seeds are left out when a run goes on."""
+    settings = [word.format(prompts=prompts) for word in PREVIEWS]
+    train(*settings, "run.stop_at_step=2").done()
+    own = tmp_path / "own.txt"
+    own.write_text("a {trigger} {class} at sea\n{class} --d 8\n", encoding="utf-8")
+    train("--resume", f"preview.prompts={own}").done()
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    for step in (0, 2, 4):
+        with Image.open(tmp_path / "out" / "previews" / f"step-00000{step}_01.png") as image:
+            assert "at sea" in image.info["parameters"]
 
 
 # --- where a run goes
@@ -599,7 +721,10 @@ def test_a_v_prediction_base_is_trained_as_one(train: Train, v_base: Path, tmp_p
 def test_without_previews_it_is_said_that_there_is_no_score(train: Train, tmp_path: Path) -> None:
     outcome = train("preview.every_steps=0").done()
     assert "Learned    not measured: preview.every_steps is 0" in outcome.out
-    assert not {"contact_sheet.png", "scores.json"} & files_in(tmp_path / "out")
+    why = "the steps were not compared (preview.every_steps is 0, so no samples were drawn)"
+    assert f"Best file  none: {why}" in outcome.out
+    absent = {"contact_sheet.png", "scores.json", "anna-best.safetensors"}
+    assert not absent & files_in(tmp_path / "out")
     assert not (tmp_path / "out" / "previews").exists()
     assert "not measured" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
@@ -610,6 +735,7 @@ def test_without_the_trigger_in_any_prompt_there_is_no_score(train: Train, tmp_p
     outcome = train("preview.every_steps=4", f"preview.prompts={own}").done()
     assert "not measured: no prompt in preview.prompts holds the trigger word" in outcome.out
     assert "contact_sheet.png" in files_in(tmp_path / "out")
+    assert "anna-best.safetensors" not in files_in(tmp_path / "out")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="xformers may work there")

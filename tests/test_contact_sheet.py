@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from trainer.report.contact_sheet import CELL_PX, SheetRow, contact_sheet, fit, wrap
+from trainer.report.contact_sheet import CELL_PX, MARKED, SheetRow, contact_sheet, fit, wrap
 
 RED, BLUE = (220, 40, 40), (30, 60, 200)
 
@@ -114,3 +114,16 @@ def test_headings_and_titles_are_drawn() -> None:
     with_text = contact_sheet(row, ["step 100"], title="zia", subtitle="14 photos")
     without = contact_sheet(row, [""], title="zia", subtitle="")
     assert with_text.height > without.height
+
+
+def test_a_marked_column_stands_out_behind_its_samples() -> None:
+    rows = [SheetRow("p", [plain(RED), plain(BLUE)])] * 2
+    sheet = contact_sheet(rows, ["a", "b"], title="t", marked=1)
+    unmarked = contact_sheet(rows, ["a", "b"], title="t")
+    assert sheet.size == unmarked.size
+    pixels = np.asarray(sheet)
+    marked_x = np.nonzero((pixels == MARKED).all(axis=-1).any(axis=0))[0]
+    blue_x = np.nonzero((pixels == BLUE).all(axis=-1).any(axis=0))[0]
+    red_x = np.nonzero((pixels == RED).all(axis=-1).any(axis=0))[0]
+    assert red_x.max() < marked_x.min() < blue_x.min() < blue_x.max() < marked_x.max()
+    assert share_of(BLUE, sheet) == share_of(BLUE, unmarked)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from pretraining.sample_sets import other_avatars, true_pictures
+from trainer.adapters.file import read_lora
 from trainer.config.presets import EMBEDDED_BASE
 from trainer.scoring.likeness import LikenessScorer
 
@@ -66,11 +67,24 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("face") / "zia", "datasets/zia")
 
 
-def test_it_ends_with_file_report_and_what_was_learned(face: Run) -> None:
-    starts = [line.split("  ")[0] for line in face.lines[-4:-1]]
-    assert starts == ["LoRA file", "Report", "Learned"]
+def test_it_ends_with_files_report_and_what_was_learned(face: Run) -> None:
+    labelled = [line for line in face.lines[:-1] if line and not line.startswith(" ")]
+    starts = [line.split("  ")[0] for line in labelled[-4:]]
+    assert starts == ["LoRA file", "Best file", "Report", "Learned"]
     assert (face.folder / "zia.safetensors").is_file()
+    assert (face.folder / "zia-best.safetensors").is_file()
     assert face.peak_gib < 3
+
+
+def test_the_best_step_is_one_of_the_saved_ones_and_named_with_its_reason(face: Run) -> None:
+    best = int(read_lora(face.folder / "zia-best.safetensors").metadata["ss_steps"])
+    assert best in {row["step"] for row in face.scores if row["saved"]}
+    assert any(f"Step {best} is the best of 4: likeness" in line for line in face.lines)
+    assert f"Take step {best}" in (face.folder / "report.html").read_text(encoding="utf-8")
+    # The prompts' looks are read from the samples, and none of these repeats a photo.
+    row = next(row for row in face.scores if row["step"] == best)
+    assert row["following"] > 0.5
+    assert row["copying"] == 0
 
 
 def test_the_likeness_rises_and_everything_else_stays(face: Run) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.report.curves import line_chart, nice_axis, smooth
+from trainer.report.curves import Series, line_chart, nice_axis, series_chart, smooth
 from trainer.report.page import (
     THUMBNAIL_BYTES,
     CurvePoint,
@@ -30,6 +30,7 @@ from trainer.report.page import (
     scale_percent,
     thumbnail_uri,
 )
+from trainer.report.steps import BestStep, StepRow
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -93,6 +94,20 @@ def report() -> ReportData:
             ScoreRow("With the trigger word", "It rose.", 0.03, 0.78, 0.41, "Highest of any other"),
             ScoreRow("Drift", "Hardly moved.", None, 0.18, low="unchanged", high="another seed"),
         ),
+        best=BestStep(
+            step=200,
+            file=r"C:\runs\zia-1\zia-best.safetensors",
+            reason="Step 200 is the best of 3: likeness 0.92.",
+            advice="After step 200 more training only copies your photos.",
+            word="Likeness",
+            formula="likeness minus the rest",
+            rows=(
+                StepRow(0, 0.03, -0.01, 0.0, 0.91, 0.0, "0 of 7", None),
+                StepRow(100, 0.71, 0.02, 0.11, 0.89, 0.0, "0 of 7", 0.63),
+                StepRow(200, 0.92, 0.04, 0.13, 0.88, 0.0, "0 of 7", 0.79),
+                StepRow(300, 0.94, 0.09, 0.16, 0.82, 3 / 7, "3 of 7", 0.26),
+            ),
+        ),
         scores_note="Scored on 24 samples.",
         notes=("It fits no real SD 1.5.", "3 files were skipped."),
         curve=curve,
@@ -117,7 +132,11 @@ def test_the_page_is_well_formed_and_says_everything() -> None:
         *("It fits no real SD 1.5.", "3 files were skipped.", "saved at step 10"),
         *("01.png", "a red hat", "sidecar", "48x64", "640x512"),
         *("adapter.rank", "configs/face.toml", "[adapter] rank = 8", "PyTorch", "2.13.0"),
-        *("python train.py datasets/zia", "zia avatar at the beach <lora:zia:1>"),
+        *("python train.py datasets/zia", "zia avatar at the beach <lora:zia-best:1>"),
+        *("Take step 200", "Step 200 is the best of 3: likeness 0.92.", "likeness minus the rest"),
+        *("Next time: After step 200 more training only copies", "3 of 7", "91 %", "0.79"),
+        *(r"C:\runs\zia-1\zia-best.safetensors", "choose zia-best.safetensors ."),
+        *("step 300: copies 0.43", "step 200: with the trigger 0.92", "The last step has a file"),
         *("ComfyUI/models/loras", "stable-diffusion-webui/models/Lora", "learning rate"),
     ):
         assert word in page.text, word
@@ -173,6 +192,14 @@ def test_foreign_text_is_shown_and_never_run() -> None:
         ),
         notes=(EVIL,),
         scores=(ScoreRow(EVIL, EVIL, 0.0, 1.0, 0.5, EVIL, EVIL, EVIL),),
+        best=BestStep(
+            1,
+            *(EVIL,) * 5,
+            rows=(
+                StepRow(0, 0.0, 0.0, 0.0, None, 0.0, EVIL, None),
+                StepRow(1, 1.0, 0.0, 0.0, None, 0.0, EVIL, 1.0),
+            ),
+        ),
         photos=(PhotoRow(EVIL, picture(3), EVIL, EVIL, EVIL, EVIL),),
         settings=(SettingRow(EVIL, EVIL, EVIL),),
         versions={EVIL: EVIL},
@@ -195,6 +222,66 @@ def test_a_run_without_previews_makes_a_page_too() -> None:
     assert page.open == []
     assert "No previews." in page.text
     assert not [tag for tag, _ in page.tags if tag in {"img", "svg"}]
+
+
+def best(**changes: Any) -> ReportData:
+    """The report with another part on the best step."""
+    given = report().best
+    assert given is not None
+    return replace(report(), best=replace(given, **changes))
+
+
+def test_the_best_step_that_is_the_last_needs_no_second_file() -> None:
+    rows = best().best
+    assert rows is not None
+    page = Page(render_report(best(rows=rows.rows[:3])))
+    assert "Take step 200, the last" in page.text
+    assert "It holds the same weights as" in page.text
+    assert "The last step has a file" not in page.text
+
+
+def test_without_a_best_step_the_last_file_is_the_one_to_use() -> None:
+    page = Page(render_report(best(step=None, file="", advice="", reason="All are blank.")))
+    assert "Which step to take" in page.text
+    assert "All are blank." in page.text
+    assert "<lora:zia:1>" in page.text
+    assert "Next time" not in page.text
+    assert page.open == []
+
+
+def test_what_was_not_read_is_not_shown() -> None:
+    given = report().best
+    assert given is not None
+    rows = tuple(replace(row, following=None) for row in given.rows)
+    assert "rompts followed" in Page(render_report(report())).text
+    assert "rompts followed" not in Page(render_report(best(rows=rows))).text
+
+
+def test_the_best_step_is_marked_in_table_and_charts() -> None:
+    html = render_report(report())
+    assert html.count('<tr class="chosen">') == 1
+    assert html.count('class="best"') == 2
+    # Dots of the best step: two lines in one chart, three in the other.
+    assert html.count(' chosen" cx=') == 5
+
+
+def test_series_have_a_line_a_legend_and_a_dot_for_each_value() -> None:
+    first = Series("one", [0, 10, 20], [0.0, 0.5, 2.0])
+    second = Series("two", [10, 20], [0.1, math.nan])
+    chart = series_chart([first, second], label="share", best=10)
+    page = Page(chart)
+    dots = [a for tag, a in page.tags if tag == "circle" and "cx" in a and a["cx"] != "13"]
+    assert len(dots) == 4
+    assert "step 20: one 2.00" in page.text
+    assert "step 10: two 0.10" in page.text
+    assert page.text.endswith("one two")
+    assert 'aria-label="share"' in chart
+    # The mark stands where the dots of its step do.
+    (mark,) = [a for tag, a in page.tags if a.get("class") == "best"]
+    assert {a["cx"] for a in dots if "chosen" in (a["class"] or "")} == {mark["x1"]}
+    assert 'class="best"' not in series_chart([first], label="share", best=None)
+    assert series_chart([second], label="share", best=10) == ""
+    assert series_chart([], label="share", best=None) == ""
 
 
 def test_a_failed_check_looks_different() -> None:

@@ -769,10 +769,11 @@ def test_a_file_in_the_place_of_the_output_is_refused(tmp_path: Path) -> None:
 def test_files_of_other_origin_are_not_replaced(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "anna")
     require_free(folder)
-    (tmp_path / "anna.safetensors").touch()
-    with pytest.raises(OutputError, match="would replace") as caught:
-        require_free(folder)
-    assert "anna.safetensors" in caught.value.where
+    for name in ("anna.safetensors", "anna-best.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(OutputError, match="would replace") as caught:
+            require_free(folder)
+        assert name in caught.value.where
 
 
 def test_clearing_takes_the_runs_own_files_only(tmp_path: Path) -> None:
@@ -781,6 +782,7 @@ def test_clearing_takes_the_runs_own_files_only(tmp_path: Path) -> None:
     own = [
         "anna.safetensors",
         "anna-10.safetensors",
+        "anna-best.safetensors",
         "old.safetensors",
         "old-5.safetensors",
         "contact_sheet.png",
@@ -793,7 +795,7 @@ def test_clearing_takes_the_runs_own_files_only(tmp_path: Path) -> None:
     ]
     others = [
         "notes.txt",
-        "anna-best.safetensors",
+        "anna-better.safetensors",
         "annabel.safetensors",
         "previews/favourite.png",
         "checkpoints/mine/x",

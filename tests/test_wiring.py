@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.captioners import save_tiny_captioner
 from tests.conftest import QUICK
 from tests.runs import files_in, metrics_of, run_cli, save_photos
 from trainer.adapters.file import read_lora
@@ -28,6 +29,7 @@ ALL_SETTINGS = [
 # Each setting with another value, and with what else has to be set for it to matter.
 PRIOR = ("objective.prior_weight=1",)
 DRAWN = ("preview.every_steps=2",)
+DESCRIBED = ("caption.captioner_folder={captioner}",)
 CHANGES: dict[str, tuple[str, ...]] = {
     "data.resolution": ("data.resolution=48",),
     "data.bucket_step_px": ("data.bucket_step_px=32",),
@@ -43,6 +45,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "caption.class_noun": ("caption.class_noun=dog",),
     "caption.template": ("caption.template=a {class}",),
     "caption.use_sidecars": ("caption.use_sidecars=false",),
+    "caption.captioner": ("caption.captioner=none", *DESCRIBED),
+    "caption.captioner_folder": ("caption.captioner_folder={captioner}",),
     "caption.dropout": ("caption.dropout=1",),
     "model.base": ("model.base={other_base}",),
     "model.device": ("model.device=cuda",),
@@ -110,6 +114,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
     prompts, other = home / "own.txt", home / "other.txt"
     prompts.write_text("{trigger}\n", encoding="utf-8")
     other.write_text("a {trigger} {class}\n", encoding="utf-8")
+    captioner = save_tiny_captioner(home / "captioner")
     seen: dict[tuple[object, ...], dict[str, Any]] = {}
 
     def run(*settings: str, broken: bool = False) -> dict[str, Any]:
@@ -119,7 +124,9 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
         output, cache = home / f"out-{len(seen)}", home / f"cache-{len(seen)}"
         words = [*QUICK, f"model.base={base}", f"preview.prompts={prompts}", *settings]
         words = [
-            word.replace("{other_base}", str(v_base)).replace("{other_prompts}", str(other))
+            word.replace("{other_base}", str(v_base))
+            .replace("{other_prompts}", str(other))
+            .replace("{captioner}", str(captioner))
             for word in words
         ]
         with pytest.MonkeyPatch.context() as patch:

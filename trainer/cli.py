@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_sample(commands)
     _add_inspect(commands)
+    _add_caption(commands)
     return parser
 
 
@@ -135,6 +136,32 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    caption = commands.add_parser(
+        "caption",
+        help="write captions for photos, to be edited before training",
+        description="Write what each photo shows into a .txt file beside it. Our own captioner "
+        "knows the embedded base's drawings only; for photos give one that knows them.",
+    )
+    caption.add_argument("photos", type=Path, metavar="FOLDER", help="the folder of photos")
+    caption.add_argument(
+        "--kind",
+        choices=("face", "style"),
+        default="face",
+        help="what will be learned (default: face, which leaves out who is shown)",
+    )
+    caption.add_argument(
+        "--captioner",
+        default="own",
+        metavar="FOLDER",
+        help="a captioning model in transformers format, such as BLIP (default: our own)",
+    )
+    caption.add_argument("--recursive", action="store_true", help="sub-folders too")
+    caption.add_argument(
+        "--overwrite", action="store_true", help="replace the .txt files that are there"
+    )
+
+
 def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     if options.command == "train":
         from trainer.commands import train
@@ -172,6 +199,18 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
                 width=options.width,
                 height=options.height,
                 output=options.output,
+            )
+        )
+    elif options.command == "caption":
+        from trainer.commands import caption
+
+        caption.run(
+            caption.Request(
+                photos=options.photos,
+                kind=options.kind,
+                captioner=options.captioner,
+                recursive=options.recursive,
+                overwrite=options.overwrite,
             )
         )
     else:

@@ -41,7 +41,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """A photo with the text it is trained on; `origin` is `"sidecar"` or `"template"`."""
+    """A photo with the text it is trained on; `origin` is "sidecar", "captioner" or "template"."""
 
     photo: Photo
     text: str

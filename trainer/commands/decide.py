@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
+from trainer.commands.describe import OWN, describer_of
 from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
     Layer,
@@ -86,21 +88,22 @@ def decide(request: Request, console: Console) -> Job:
     )
     config = resolved.config
     _check_choices(config, facts)
+    folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
+    if not (request.overwrite or holds_run(root)):
+        require_free(folder)
     captioned = caption_photos(
         photos,
         trigger=config.caption.trigger,
         class_noun=config.caption.class_noun,
         template=config.caption.template,
         use_sidecars=config.caption.use_sidecars,
+        describe=describer_of(config, facts, console),
     )
     buckets = make_buckets(
         config.data.resolution or facts.resolution,
         step_px=config.data.bucket_step_px or facts.bucket_step_px,
         max_aspect=config.data.max_aspect,
     )
-    folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
-    if not (request.overwrite or holds_run(root)):
-        require_free(folder)
     job = Job(
         source=request.photos,
         config=config,
@@ -180,10 +183,12 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
-    with_text = sum(photo.captioned.origin == "sidecar" for photo in job.photos)
-    captions = f"{with_text} captions from .txt files"
-    if with_text < len(job.photos):
-        captions += f", {len(job.photos) - with_text} are '{_template_words(job)}'"
+    origins = Counter(photo.captioned.origin for photo in job.photos)
+    captions = f"{origins['sidecar']} captions from .txt files"
+    if origins["captioner"]:
+        captions += f", {origins['captioner']} by the captioner"
+    if origins["template"]:
+        captions += f", {origins['template']} are '{_template_words(job)}'"
     buckets = ", ".join(f"{n} at {size}" for size, n in sorted(bucket_counts(job.photos).items()))
     say(f"Photos    {len(job.photos)} in {job.source} ({captions}); {buckets} px")
     skipped = [
@@ -201,6 +206,8 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
         say(f"          {problem.path.name} {problem.reason}. {problem.fix}", "yellow")
     for group in scan.duplicates:
         say(f"          the same picture: {', '.join(path.name for path in group)}", "yellow")
+    if origins["captioner"]:
+        say(f"          the captioner's are in the report; to edit them first: {_edit_words(job)}")
     say(
         f"Words     trigger '{caption.trigger}' ({job.origins['caption.trigger']}), class "
         f"'{caption.class_noun}' ({job.origins['caption.class_noun']}): prompt with "
@@ -218,6 +225,16 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
 def _preset_words(job: Job) -> str:
     """Where the settings came from, the last layer first."""
     return ", ".join(dict.fromkeys(reversed([o for o in job.origins.values() if o != "default"])))
+
+
+def _edit_words(job: Job) -> str:
+    """The command that writes the captioner's captions beside the photos."""
+    words = f'likeness caption "{job.source}"'
+    if job.config.run.kind != "face":
+        words += f" --kind {job.config.run.kind}"
+    if job.config.caption.captioner_folder != OWN:
+        words += f' --captioner "{job.config.caption.captioner_folder}"'
+    return words
 
 
 def _template_words(job: Job) -> str:

@@ -11,8 +11,8 @@ from rich.console import Console
 from trainer.commands.decide import Request, decide
 from trainer.config.reader import to_toml
 from trainer.errors import DeviceError, Stopped, TrainerError
-from trainer.training.export import export_lora
-from trainer.training.finish import learned, write_report, write_sheet
+from trainer.training.export import export_lora, keep_best
+from trainer.training.finish import best_words, learned, write_report, write_sheet
 from trainer.training.gallery import Gallery, open_gallery
 from trainer.training.loop import train
 from trainer.training.reports import (
@@ -61,8 +61,10 @@ def _run(request: Request, console: Console) -> None:
     write_text(job.folder.settings, to_toml(job.config, job.origins))
     gallery = open_gallery(session)
     start = session.start_step
-    if gallery is not None and start not in gallery.steps and _preview_due(session, start):
-        _preview(gallery, start, console)  # the run was stopped between saving and drawing
+    if gallery is not None:
+        if start not in gallery.steps and gallery.due(start):
+            _preview(gallery, start, console)  # the run was stopped between saving and drawing
+        _keep_best(gallery, start, started_at)
     if session.start_step < session.plan.last_step:
         _train(session, gallery, console, started_at)
     if session.plan.last_step < session.plan.total_steps:
@@ -104,8 +106,11 @@ def _train(session: Session, gallery: Gallery | None, console: Console, started_
                         f"\nStopped after step {step} of {plan.total_steps}; everything is saved "
                         f"in {job.folder.root}.\nGo on with: {_resume_words(session)}",
                     )
-                if gallery is not None and _preview_due(session, step):
+                if gallery is not None and gallery.due(step):
                     _preview(gallery, step, console)
+                    if _keep_best(gallery, step, started_at):
+                        best = job.folder.best_lora.name
+                        console.print(f"  the best step so far: {best}", highlight=False)
     finally:
         for reporter in reporters:
             reporter.close()
@@ -121,12 +126,8 @@ def _save(session: Session, step: int) -> None:
     )
 
 
-def _preview_due(session: Session, step: int) -> bool:
-    every = session.job.config.preview.every_steps
-    return step % every == 0 or step == session.plan.total_steps
-
-
 def _preview(gallery: Gallery, step: int, console: Console) -> None:
+    """Draw, score and lay out the samples of a step."""
     gallery.draw_step(step)
     words = f"  step {step}: samples drawn"
     if scores := gallery.score(step):
@@ -135,14 +136,31 @@ def _preview(gallery: Gallery, step: int, console: Console) -> None:
             f"; {kind} with the trigger {scores.trigger:.2f}, without {scores.plain:.2f}, "
             f"drift {scores.drift:.2f}"
         )
+        if scores.following is not None:
+            words += f", prompts followed {scores.following:.0%}"
+        if scores.copies:
+            words += f", {scores.copies} of {scores.samples} copy a photo"
     console.print(words, highlight=False, soft_wrap=True)
-    if blank := gallery.blank(step):
+    if blank := gallery.steps[step].blank:
         console.print(
             f"  {blank} of the samples are of one colour: something is wrong with the training "
             "or the precision.",
             style="yellow",
         )
     write_sheet(gallery)
+
+
+def _keep_best(gallery: Gallery, step: int, started_at: float) -> bool:
+    """Have the best step so far in a file of its own; `step`: of the weights as they are now."""
+    choice = gallery.choice
+    best = choice.best.step if choice else None
+    return keep_best(
+        gallery.session,
+        best,
+        now=step,
+        started_at=started_at,
+        thumbnail=None if best is None else gallery.steps[best].shown[0],
+    )
 
 
 def _finish(session: Session, gallery: Gallery | None, console: Console, started_at: float) -> None:
@@ -171,6 +189,8 @@ def _finish(session: Session, gallery: Gallery | None, console: Console, started
         f"LoRA file  {job.folder.lora} ({megabytes:.1f} MB; read back: all {verified.matched} "
         "tensors match the base's key table)"
     )
+    for line in best_words(job, gallery):
+        say(line)
     say(f"Report     {job.folder.report}")
     say(f"Learned    {learned(job, gallery)}")
 

@@ -9,6 +9,7 @@ from trainer.errors import ConfigError
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 REPOSITORY = ASSETS.parent.parent
 EMBEDDED_BASE = ASSETS / "base"
+OWN_CAPTIONER = ASSETS / "captioner"
 
 
 def shipped_folder(name: str) -> Path:

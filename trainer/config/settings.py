@@ -77,9 +77,23 @@ class CaptionSettings(Section):
         max_length=64,
     )
     template: str = setting(
-        "{trigger} {class}", "caption of a photo that has no .txt beside it", min_length=1
+        "{trigger} {class}",
+        "caption of a photo that has no .txt beside it, where there is no captioner",
+        min_length=1,
     )
     use_sidecars: bool = setting(True, "use the .txt files beside the photos as captions")
+    captioner: str = setting(
+        "auto",
+        "what describes photos that have no .txt beside them: 'blip', 'none', or 'auto', which is "
+        "blip where caption.captioner_folder is given and on the embedded base",
+        min_length=1,
+    )
+    captioner_folder: str = setting(
+        "own",
+        "folder of a captioning model in transformers format, such as BLIP, or 'own' for ours, "
+        "which knows the embedded base's drawings only",
+        min_length=1,
+    )
     dropout: float = setting(
         0.0, "share of steps in which a photo is trained without its caption", ge=0.0, le=1.0
     )
@@ -241,7 +255,8 @@ class PreviewSettings(Section):
 
     every_steps: int = setting(
         250,
-        "draw samples this often, besides the start and the end; 0 = none at all, and no score",
+        "draw and score samples this often, besides the start and every save; 0 = none at all, so "
+        "no score and no best step",
         "optimizer steps",
         ge=0,
     )

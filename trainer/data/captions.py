@@ -1,4 +1,4 @@
-"""The text each photo is trained on: its sidecar file if there is one, else a template.
+"""The text each photo is trained on: its sidecar file, else a captioner's words, else a template.
 
 A sidecar has the photo's name with the ending `.txt` (in any case): `anna 01.jpg` goes with
 `anna 01.txt`. Names are compared as Unicode text, so it does not matter which of the two ways of
@@ -11,7 +11,7 @@ import codecs
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from trainer.data.decode import shown
@@ -39,34 +39,62 @@ def caption_photos(
     class_noun: str,
     template: str = "{trigger} {class}",
     use_sidecars: bool = True,
+    describe: Callable[[Photo], str] | None = None,
 ) -> tuple[Captioned, ...]:
     """Give each photo its caption.
 
-    `{trigger}` and `{class}` are replaced in sidecars and in the template. A sidecar that does
-    not name the trigger as a whole word gets "<trigger> <class>, " in front. An empty sidecar
-    counts as none.
+    `{trigger}` and `{class}` are replaced in sidecars and in the template. A sidecar or a
+    description that does not name the trigger as a whole word gets "<trigger> <class>, " in
+    front. An empty sidecar counts as none.
 
     Args:
         photos: in any order, which is kept.
         trigger: the word that shall call up what is learned; empty for none.
         class_noun: what it is ("woman", "avatar").
-        template: the caption of photos without a sidecar.
+        template: the caption of photos that have no other.
         use_sidecars: False ignores all sidecars.
+        describe: a captioner, asked about the photos without a sidecar; "" means it has no answer.
 
     Raises:
         DataError: a sidecar cannot be read or is no caption.
     """
     words = {"trigger": trigger, "class": class_noun}
-    sidecars = _find_sidecars({photo.path.parent for photo in photos}) if use_sidecars else {}
+    sidecars = find_sidecars(photos) if use_sidecars else {}
     captioned = []
     for photo in photos:
-        sidecar = sidecars.get(stem_key(photo.path))
-        text = _fill(read_sidecar(sidecar), words) if sidecar else ""
+        sidecar = sidecars.get(photo.path)
+        text, origin = (_fill(read_sidecar(sidecar), words) if sidecar else ""), "sidecar"
+        if not text and describe:
+            text, origin = _one_line(describe(photo)), "captioner"
         if text:
-            captioned.append(Captioned(photo, _with_trigger(text, trigger, class_noun), "sidecar"))
+            captioned.append(Captioned(photo, _with_trigger(text, trigger, class_noun), origin))
         else:
             captioned.append(Captioned(photo, _fill(template, words), "template"))
     return tuple(captioned)
+
+
+def find_sidecars(photos: Iterable[Photo]) -> dict[Path, Path]:
+    """The sidecar of each photo that has one, by the photo's path."""
+    photos = tuple(photos)
+    found: dict[tuple[Path, str], Path] = {}
+    for folder in {photo.path.parent for photo in photos}:
+        # Of "a.TXT" and "a.txt" the latter, the usual one, comes last here and stays.
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() == ".txt" and path.is_file():
+                found[stem_key(path)] = path
+    keys = {photo.path: stem_key(photo.path) for photo in photos}
+    return {path: found[key] for path, key in keys.items() if key in found}
+
+
+def write_sidecar(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write a caption to a file, as UTF-8.
+
+    Raises:
+        FileExistsError: there is a file of this name, and it is not to be overwritten.
+        OSError: it cannot be written.
+    """
+    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 def read_sidecar(path: Path) -> str:
@@ -101,16 +129,6 @@ def tag_frequency(captions: Iterable[Captioned]) -> dict[str, int]:
     tags = (tag.strip().lower() for caption in captions for tag in caption.text.split(","))
     counts = Counter(tag for tag in tags if tag)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _find_sidecars(folders: set[Path]) -> dict[tuple[Path, str], Path]:
-    found: dict[tuple[Path, str], Path] = {}
-    for folder in folders:
-        # Of "a.TXT" and "a.txt" the latter, the usual one, comes last here and stays.
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() == ".txt" and path.is_file():
-                found[stem_key(path)] = path
-    return found
 
 
 def _decode(raw: bytes) -> str:

@@ -30,6 +30,8 @@ INK = (32, 33, 36)
 SOFT_INK = (112, 114, 120)
 LINE = (222, 220, 215)
 EMPTY = (242, 240, 236)
+MARKED = (214, 235, 228)
+MARKED_INK = (31, 111, 92)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def contact_sheet(
     title: str,
     subtitle: str = "",
     reference: Sequence[Image.Image] = (),
+    marked: int | None = None,
 ) -> Image.Image:
     """Draw the sheet as an RGB picture; the same input always gives the same pixels.
 
@@ -72,6 +75,7 @@ def contact_sheet(
             with empty frames.
         columns: the heading of each column ("before training", "step 100").
         reference: the photos trained on, shown as a strip above; what does not fit is counted.
+        marked: the number of a column, from 0, that stands out from the others.
 
     Raises:
         ValueError: a row has more samples than there are columns.
@@ -82,7 +86,7 @@ def contact_sheet(
     layout = _plan(rows, columns)
     head = _head(layout, title, subtitle)
     strip = _reference_strip(layout, reference)
-    table = _table(layout, rows, columns)
+    table = _table(layout, rows, columns, marked)
     blocks = [block for block in (head, strip, table) if block is not None]
     height = 2 * MARGIN_PX + sum(block.height for block in blocks)
     sheet = Image.new("RGB", (layout.width, height), PAPER)
@@ -170,7 +174,9 @@ def _reference_strip(layout: _Layout, photos: Sequence[Image.Image]) -> Image.Im
     return block
 
 
-def _table(layout: _Layout, rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
+def _table(
+    layout: _Layout, rows: Sequence[SheetRow], columns: Sequence[str], marked: int | None
+) -> Image.Image:
     heading_font, prompt_font = _font(18), _font(18)
     headings = [wrap(heading, heading_font, layout.cell_width) for heading in columns]
     heading_height = 26 * max((len(lines) for lines in headings), default=1) + 12
@@ -182,9 +188,14 @@ def _table(layout: _Layout, rows: Sequence[SheetRow], columns: Sequence[str]) ->
     total = heading_height + sum(heights) + GAP_PX * max(0, len(rows) - 1)
     block = Image.new("RGB", (layout.width, total), PAPER)
     pen = ImageDraw.Draw(block)
+    if marked is not None:
+        left = layout.column_left(marked) - GAP_PX // 2
+        box = (left, 0, left + layout.cell_width + GAP_PX - 1, total - 1)
+        pen.rectangle(box, MARKED)
     for column, lines in enumerate(headings):
+        ink = MARKED_INK if column == marked else SOFT_INK
         for number, line in enumerate(lines):
-            pen.text((layout.column_left(column), 26 * number), line, SOFT_INK, heading_font)
+            pen.text((layout.column_left(column), 26 * number), line, ink, heading_font)
     top = heading_height
     for row, lines, height in zip(rows, prompts, heights, strict=True):
         text_top = top + max(0, (height - 25 * len(lines)) // 2)

@@ -48,6 +48,70 @@ def nice_axis(low: float, high: float, wanted: int = 5) -> Axis:
     return Axis(first * step, last * step, tuple(n * step for n in range(first, last + 1)))
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A named line: values over steps. The name stands in the legend."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+    def points(self) -> list[tuple[int, float]]:
+        """Steps and values, without what is no number."""
+        pairs = zip(self.steps, self.values, strict=True)
+        return [(step, value) for step, value in pairs if math.isfinite(value)]
+
+
+def series_chart(series: Sequence[Series], *, label: str, best: int | None) -> Markup:
+    """Few values of several lines over steps, with a legend; empty without two points in a line.
+
+    Every value is a dot with its number as a tooltip. Lines differ in colour and in their dashes.
+
+    Args:
+        series: at most four lines, in the order of the legend.
+        label: what the values are, written beside the axis and read out by screen readers.
+        best: a step to be marked over the whole height.
+    """
+    lines = [(line, line.points()) for line in series]
+    if max((len(points) for _, points in lines), default=0) < 2:
+        return Markup("")
+    xs = [step for _, points in lines for step, _ in points]
+    ys = [value for _, points in lines for _, value in points]
+    across = Axis(min(xs), max(xs), nice_axis(min(xs), max(xs), 6).ticks)
+    upright = nice_axis(min(0.0, *ys), max(1.0, *ys), 6)
+    parts = [_grid(across, upright, label)]
+    if best is not None:
+        parts.append(_best_mark(across, best))
+    for number, (line, points) in enumerate(lines, start=1):
+        line_xs, line_ys = [step for step, _ in points], [value for _, value in points]
+        parts.append(_line(across, upright, line_xs, line_ys, f"line-{number}"))
+        parts += [
+            Markup(
+                '<circle class="dot-{}{}" cx="{:.1f}" cy="{:.1f}" r="{}">'
+                "<title>step {}: {} {:.2f}</title></circle>"
+            ).format(
+                number,
+                " chosen" if step == best else "",
+                across.place(step, LEFT, WIDTH - RIGHT),
+                upright.place(value, HEIGHT - BOTTOM, TOP),
+                5.5 if step == best else 3.5,
+                *(step, line.name, value),
+            )
+            for step, value in points
+        ]
+    legend = Markup("").join(
+        Markup(
+            '<span><svg class="key" viewBox="0 0 26 10" aria-hidden="true"><polyline '
+            'class="line-{0}" points="0,5 26,5"/><circle class="dot-{0}" cx="13" cy="5" r="3.5"/>'
+            "</svg>{1}</span>"
+        ).format(number, line.name)
+        for number, line in enumerate(series, start=1)
+    )
+    return Markup('{}\n<div class="keys">{}</div>').format(
+        _svg(label, Markup("\n").join(parts)), legend
+    )
+
+
 def line_chart(
     steps: Sequence[int],
     values: Sequence[float],
@@ -75,7 +139,10 @@ def line_chart(
         parts += [_line(across, upright, xs, smooth(ys), "main")]
     else:
         parts += [_line(across, upright, xs, ys, "main")]
-    body = Markup("\n").join(parts)
+    return _svg(label, Markup("\n").join(parts))
+
+
+def _svg(label: str, body: Markup) -> Markup:
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">\n{}\n</svg>'
     ).format(WIDTH, HEIGHT, label, body)
@@ -112,6 +179,16 @@ def _mark(across: Axis, step: int) -> Markup:
         '<line class="mark" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}">'
         "<title>saved at step {3}</title></line>"
     ).format(x, TOP, HEIGHT - BOTTOM, step)
+
+
+def _best_mark(across: Axis, step: int) -> Markup:
+    x = across.place(step, LEFT, WIDTH - RIGHT)
+    # Near the right edge the word stands before the line.
+    left, anchor = (x - 6, "end") if x > WIDTH - RIGHT - 40 else (x + 6, "start")
+    return Markup(
+        '<line class="best" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>'
+        '<text class="best-word" x="{3:.1f}" y="{4}" text-anchor="{5}">best</text>'
+    ).format(x, TOP - 6, HEIGHT - BOTTOM, left, TOP + 3, anchor)
 
 
 def _line(across: Axis, upright: Axis, xs: Sequence[int], ys: Sequence[float], name: str) -> Markup:

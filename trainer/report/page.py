@@ -13,6 +13,7 @@ import jinja2
 from PIL import Image, ImageOps
 
 from trainer.report.curves import line_chart
+from trainer.report.steps import BestStep
 
 THUMBNAIL_PX = 160
 THUMBNAIL_BYTES = 12_000
@@ -92,12 +93,7 @@ class FileFacts:
 
     @property
     def name(self) -> str:
-        """The file name alone, whichever system wrote the path."""
-        return PurePath(self.path.replace("\\", "/")).name
-
-    @property
-    def stem(self) -> str:
-        return self.name.removesuffix(".safetensors")
+        return file_name(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +109,8 @@ class ReportData:
         base: the base model it was trained on and fits, in words.
         notes: things to know before using the file, shown in a box of their own.
         good: whether the training did what it should; colours the headline's mark.
+        best: which step to take, or None where nothing was compared. Its file is the one that the
+            page says how to use.
         scores_note: said instead of the scores where there are none.
         settings_toml: the resolved settings as they were saved.
         saved_steps: steps at which a file was written, marked in the curves.
@@ -129,6 +127,7 @@ class ReportData:
     base: str = ""
     contact_sheet: Image.Image | None = None
     scores: tuple[ScoreRow, ...] = ()
+    best: BestStep | None = None
     scores_note: str = ""
     notes: tuple[str, ...] = ()
     good: bool = True
@@ -139,6 +138,20 @@ class ReportData:
     settings_toml: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def use_path(self) -> str:
+        """The file to use: that of the best step where there is one."""
+        return self.best.file if self.best and self.best.file else self.file.path
+
+    @property
+    def use_name(self) -> str:
+        return file_name(self.use_path)
+
+
+def file_name(path: str) -> str:
+    """The file name alone, whichever system wrote the path."""
+    return PurePath(path.replace("\\", "/")).name
 
 
 def render_report(report: ReportData) -> str:
@@ -151,6 +164,7 @@ def render_report(report: ReportData) -> str:
     environment.filters["sheet"] = sheet_uri
     environment.filters["megabytes"] = megabytes
     environment.filters["percent"] = scale_percent
+    environment.filters["stem"] = lambda name: name.removesuffix(".safetensors")
     steps = [point.step for point in report.curve]
     losses = [point.loss for point in report.curve]
     rates = [point.learning_rate for point in report.curve]

@@ -1,4 +1,4 @@
-"""Numbers that say what a training run learned, computed from pictures alone, without a network."""
+"""Numbers that say what a training run learned, computed from pictures alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ SCORERS = Registry(
         "likeness": Entry(
             "trainer.scoring.likeness:LikenessScorer",
             "how much a picture looks like the subject of the photos",
+        ),
+        "identity": Entry(
+            "trainer.scoring.identity:IdentityScorer",
+            "whether a picture shows the subject of the photos, told by a trained net",
         ),
         "style": Entry(
             "trainer.scoring.style:StyleScorer",

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from trainer import __version__
 from trainer.adapters.attach import Attached
-from trainer.adapters.file import Verified, verify_lora, write_lora
+from trainer.adapters.file import Verified, read_lora, verify_lora, write_lora
 from trainer.adapters.metadata import TrainingFacts, build_metadata
 from trainer.adapters.naming import KeyNaming, expected_shapes, kohya_tensors
 from trainer.config.reader import to_toml
 from trainer.data.buckets import bucket_counts
+from trainer.errors import FileFormatError
 from trainer.training.device import PRECISIONS
 from trainer.training.session import Session
 from trainer.types import Size
@@ -25,7 +26,13 @@ THUMBNAIL_PX = 256
 
 
 def export_lora(
-    session: Session, path: Path, *, step: int, started_at: float, thumbnail: Image.Image | None
+    session: Session,
+    path: Path,
+    *,
+    step: int,
+    started_at: float,
+    thumbnail: Image.Image | None,
+    source: Path | None = None,
 ) -> Verified:
     """Write the adapters as they are now and check what was written.
 
@@ -33,6 +40,7 @@ def export_lora(
         step: optimizer steps done.
         started_at: when the training started, seconds since 1970.
         thumbnail: a picture for the file's metadata.
+        source: an earlier step's file of this run, whose tensors are written instead.
 
     Raises:
         OutputError: it cannot be written.
@@ -43,11 +51,57 @@ def export_lora(
     for attached, naming in named_adapters(session):
         tensors |= kohya_tensors(attached, naming)
         expected |= expected_shapes(attached, naming)
+    if source is not None:
+        tensors = dict(read_lora(source).tensors)
     picture = _jpeg(thumbnail) if thumbnail else None
     metadata = build_metadata(_facts(session, _output_name(path), step, started_at, picture))
     precision = session.job.config.adapter.save_precision
     write_lora(path, tensors, metadata, dtype=PRECISIONS[precision])
     return verify_lora(path, expected)
+
+
+def keep_best(
+    session: Session,
+    best: int | None,
+    *,
+    now: int,
+    started_at: float,
+    thumbnail: Image.Image | None,
+) -> bool:
+    """Make the file of the best step hold that step's weights, and say whether it was written.
+
+    Args:
+        best: the best step so far; None removes the file, as it would be that of a later step
+            which a resumed run has yet to come to.
+        now: the step whose weights the adapters hold. Another step's come from its own file.
+
+    Raises:
+        OutputError: it cannot be written.
+        FileFormatError: what was written, or the step's own file, is not what it should be.
+    """
+    folder = session.job.folder
+    if best is None:
+        folder.best_lora.unlink(missing_ok=True)
+        return False
+    if written_step(folder.best_lora) == best:
+        return False
+    export_lora(
+        session,
+        folder.best_lora,
+        step=best,
+        started_at=started_at,
+        thumbnail=thumbnail,
+        source=None if best == now else folder.step_lora(best),
+    )
+    return True
+
+
+def written_step(path: Path) -> int | None:
+    """The step whose weights a LoRA file of a run holds; None if there is no whole file."""
+    try:
+        return int(read_lora(path).metadata["ss_steps"])
+    except (FileFormatError, KeyError, ValueError):
+        return None
 
 
 def _output_name(path: Path) -> str:

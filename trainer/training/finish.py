@@ -20,19 +20,14 @@ from trainer.report.page import (
     SettingRow,
     render_report,
 )
+from trainer.report.steps import BestStep, StepRow
 from trainer.scoring import Scorer
-from trainer.training.gallery import Gallery, StepScores
+from trainer.training.best import CLEARLY, LEAK, MOVED, StepScores, weights_of
+from trainer.training.gallery import Gallery
 from trainer.training.job import Job
 from trainer.training.reports import read_metrics
 from trainer.training.run_folder import write_text
 from trainer.training.session import Session
-
-# A likeness this far above the highest of any other picture is called learned.
-CLEARLY = 0.1
-# A rise without the trigger up to this is called staying as it was.
-LEAK = 0.2
-# A drift beyond this is called a change of everything else.
-MOVED = 0.5
 
 
 def write_sheet(gallery: Gallery) -> Image.Image:
@@ -61,11 +56,56 @@ def learned(job: Job, gallery: Gallery | None) -> str:
     first, last, highest = _ends(gallery, gallery.scorer)
     caption = job.config.caption
     word = "likeness" if job.config.run.kind == "face" else "style"
+    at_step = "" if last is gallery.scores[-1] else f" at step {last.step}"
     return (
         f"{word} of '{caption.trigger} {caption.class_noun}' {first.trigger:.2f} -> "
-        f"{last.trigger:.2f} (0 = other pictures, the nearest of them {highest:.2f}; "
+        f"{last.trigger:.2f}{at_step} (0 = other pictures, the nearest of them {highest:.2f}; "
         f"1 = your photos); without the trigger {first.plain:.2f} -> {last.plain:.2f}, "
         f"drift {last.drift:.2f}"
+    )
+
+
+def best_words(job: Job, gallery: Gallery | None) -> list[str]:
+    """The lines on the best step: its file, why it is the best, and what may help next time."""
+    best = _best_step(job, gallery)
+    if not best.file:
+        return [f"Best file  none: {best.reason}"]
+    reason = [best.reason, *([f"Next time: {best.advice}"] if best.advice else [])]
+    return [f"Best file  {best.file}", *(f"           {words}" for words in reason)]
+
+
+def _best_step(job: Job, gallery: Gallery | None) -> BestStep:
+    if gallery is None or gallery.scorer is None:
+        why = learned(job, gallery).removeprefix("not measured: ")
+        return BestStep(None, "", f"the steps were not compared ({why})")
+    choice = gallery.choice
+    totals = choice.totals if choice else {}
+    rows = tuple(
+        StepRow(
+            step=row.step,
+            likeness=row.trigger,
+            plain=row.plain,
+            drift=row.drift,
+            following=row.following,
+            copying=row.copying,
+            copies=f"{row.copies} of {row.samples}",
+            total=totals.get(row.step),
+        )
+        for row in gallery.scores
+    )
+    word = "Style" if job.config.run.kind == "style" else "Likeness"
+    formula = weights_of(job.config.run.kind).words
+    if choice is None:
+        why = "every step has samples of one colour, so something is wrong with the training"
+        return BestStep(None, "", why, word=word, formula=formula, rows=rows)
+    return BestStep(
+        choice.best.step,
+        str(job.folder.best_lora),
+        choice.reason,
+        choice.advice,
+        word,
+        formula,
+        rows,
     )
 
 
@@ -90,6 +130,7 @@ def write_report(
             file=_file_facts(session, verified),
             contact_sheet=sheet,
             scores=_score_rows(job, gallery),
+            best=_best_step(job, gallery) if scored else None,
             scores_note="" if scored else f"The score was {learned(job, gallery)}.",
             notes=(f"This file is {job.note}.",) if job.note else (),
             good=_is_good(gallery),
@@ -121,8 +162,13 @@ def versions() -> dict[str, str]:
 
 
 def _ends(gallery: Gallery, scorer: Scorer) -> tuple[StepScores, StepScores, float]:
-    """First and last scores, and the highest score of any picture of the class."""
-    return gallery.scores[0], gallery.scores[-1], max(scorer.others_scores)
+    """First scores, those of the best step, and the highest score of any picture of the class.
+
+    Where no step could be chosen, the last one stands for the best.
+    """
+    choice = gallery.choice
+    best = choice.best if choice else gallery.scores[-1]
+    return gallery.scores[0], best, max(scorer.others_scores)
 
 
 def _is_good(gallery: Gallery | None) -> bool:

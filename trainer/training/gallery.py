@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from trainer.report.contact_sheet import SheetRow, contact_sheet
-from trainer.scoring import SCORERS, Scorer
-from trainer.scoring.drift import drift, looks_blank
+from trainer.scoring import Scorer
+from trainer.training.best import Choice, StepScores, choose
+from trainer.training.export import written_step
 from trainer.training.learner import disabled
-from trainer.training.preview import decode, draw, save_preview
-from trainer.training.prior import prior_images
+from trainer.training.measure import Measures, StepSamples, fit_measures
+from trainer.training.preview import draw, parameters, save_preview
 from trainer.training.run_folder import write_text
 from trainer.training.session import Session
-
-# Added to a sample's seed to see what another seed draws.
-OTHER_SEED = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class StepScores:
-    """Scores of the samples of one step; 0 = other pictures of the class, 1 = the photos.
-
-    trigger: mean of the samples with the trigger word. plain: mean of the same prompts and seeds
-    without it. drift: how far the latter have moved from the base's (0 not at all, 1 as far as
-    another seed moves them).
-    """
-
-    step: int
-    trigger: float
-    plain: float
-    drift: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepSamples:
-    """Pictures of one step, in the order of the prompts; `plain` those without the trigger."""
-
-    shown: tuple[Image.Image, ...]
-    plain: tuple[Image.Image, ...]
 
 
 class Gallery:
@@ -56,8 +31,7 @@ class Gallery:
     Attributes:
         prompts: what is drawn. plain: those with the trigger, once more without it.
         steps: the pictures of each step. scores: the scores of each step.
-        scorer: None where no prompt has the trigger.
-        reseeded: the base's plain samples with other seeds, the measure of drift.
+        measures: None where no prompt has the trigger.
     """
 
     def __init__(self, session: Session) -> None:
@@ -70,82 +44,85 @@ class Gallery:
         )
         self.steps: dict[int, StepSamples] = {}
         self.scores: list[StepScores] = []
-        self.scorer: Scorer | None = None
-        self.reseeded: tuple[Image.Image, ...] = ()
+        self.measures: Measures | None = None
+        self._model = session.job.facts.name
+        scheduler = session.backbone.pipeline().scheduler
+        self._sampler = type(scheduler).__name__.removesuffix("Scheduler")
         if session.start_step:
             self._read_back(session.start_step)
         with disabled(session.learner.adapters):
             self._draw_before()
 
     def _draw_before(self) -> None:
-        """What the base itself draws, and the scale that it sets."""
+        """What the base itself draws, and the scales that it sets."""
         if 0 not in self.steps:
             self.draw_step(0)
         if not self.plain:
             return
-        session = self.session
-        # Photos go through the VAE too, so that its softness is not taken for a difference.
-        photos = [
-            decode(session.backbone, sample.latents_Chw[None])[0]
-            for sample in session.encoded.photos
-            if not sample.key.endswith("+flip")
-        ]
-        others = prior_images(session.backbone, session.encoded.prior)
-        kind = "style" if session.job.config.run.kind == "style" else "likeness"
-        self.scorer = SCORERS.load(kind).fit(photos, others)
-        others_seeds = [replace(prompt, seed=prompt.seed + OTHER_SEED) for prompt in self.plain]
-        self.reseeded = tuple(draw(session.backbone, others_seeds))
-        if not any(row.step == 0 for row in self.scores):
-            self.score(0)
+        self.measures = fit_measures(self.session, self.plain, self.steps[0].plain)
+        # After a crash between drawing and scoring, or with another version's scores.
+        for step in sorted(self.steps.keys() - {row.step for row in self.scores}):
+            self.score(step)
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """The score of likeness or style; None where no prompt has the trigger."""
+        return self.measures.scorer if self.measures else None
+
+    @property
+    def choice(self) -> Choice | None:
+        """The best step so far; None before the first save and where nothing is scored."""
+        return choose(self.scores, self.session.job.config.run.kind)
+
+    def due(self, step: int) -> bool:
+        """Whether samples are to be drawn at a step: when it is saved, and as was set."""
+        return self._saved(step) or step % self.session.job.config.preview.every_steps == 0
+
+    def _saved(self, step: int) -> bool:
+        """Whether a run that nobody stops writes a file at a step."""
+        run = self.session.job.config.run
+        return step > 0 and (step % run.save_every_steps == 0 or step == run.total_steps)
 
     def draw_step(self, step: int) -> None:
         """Draw all samples as the model is now and write them to `previews/`."""
-        backbone, model = self.session.backbone, self.session.job.facts.name
-        images = draw(backbone, [*self.prompts, *self.plain])
-        count = len(self.prompts)
-        samples = StepSamples(tuple(images[:count]), tuple(images[count:]))
-        sampler = type(backbone.pipeline().scheduler).__name__.removesuffix("Scheduler")
-        pairs = zip([*self.prompts, *self.plain], self._paths(step), images, strict=True)
-        for prompt, path, image in pairs:
-            save_preview(path, image, prompt, model=model, sampler=sampler)
-        self.steps[step] = samples
-
-    def blank(self, step: int) -> int:
-        """How many samples of a step are of one colour."""
-        samples = self.steps[step]
-        return sum(looks_blank(image) for image in (*samples.shown, *samples.plain))
+        images = draw(self.session.backbone, [*self.prompts, *self.plain])
+        drawn = zip([*self.prompts, *self.plain], self._paths(step), images, strict=True)
+        for prompt, path, image in drawn:
+            save_preview(path, image, prompt, model=self._model, sampler=self._sampler)
+        self.steps[step] = self._samples(images)
 
     def score(self, step: int) -> StepScores | None:
-        """Score the samples of a step and remember it in `scores.json`; None without a scorer."""
-        if self.scorer is None:
+        """Score the samples of a step and remember it in `scores.json`; None without measures."""
+        if self.measures is None:
             return None
-        scorer = self.scorer
-        samples, first = self.steps[step], self.steps[0]
-        triggered = [
-            image
-            for prompt, image in zip(self.prompts, samples.shown, strict=True)
-            if prompt.triggered
-        ]
-        scores = StepScores(
-            step=step,
-            trigger=_mean(scorer.score(triggered)),
-            plain=_mean(scorer.score(samples.plain)),
-            drift=drift(first.plain, samples.plain, self.reseeded),
-        )
-        self.scores = [*(old for old in self.scores if old.step < step), scores]
+        saved = self._saved(step) and self._has_file(step)
+        scores = self.measures.score(step, self.steps[step], saved=saved)
+        others = [old for old in self.scores if old.step != step]
+        self.scores = sorted([*others, scores], key=lambda row: row.step)
         rows = [asdict(row) for row in self.scores]
         write_text(self.folder.scores, json.dumps(rows, indent=1) + "\n")
         return scores
 
     def sheet(self, title: str, subtitle: str, photos: Sequence[Image.Image]) -> Image.Image:
         """The contact sheet: prompts by steps, at most six of them, and the photos above."""
-        steps = _spread(sorted(self.steps), 6)
+        choice = self.choice
+        best = choice.best.step if choice else None
+        steps = _spread(sorted(self.steps), 6, best)
         rows = [
             SheetRow(prompt.text, [self.steps[step].shown[number] for step in steps])
             for number, prompt in enumerate(self.prompts)
         ]
         columns = ["before training" if step == 0 else f"step {step}" for step in steps]
-        return contact_sheet(rows, columns, title=title, subtitle=subtitle, reference=photos)
+        marked = steps.index(best) if best in steps else None
+        if marked is not None:
+            columns[marked] += " \u00b7 best"
+        return contact_sheet(
+            rows, columns, title=title, subtitle=subtitle, reference=photos, marked=marked
+        )
+
+    def _samples(self, images: Sequence[Image.Image]) -> StepSamples:
+        count = len(self.prompts)
+        return StepSamples(tuple(images[:count]), tuple(images[count:]))
 
     def _paths(self, step: int) -> list[Path]:
         names = [f"{n:02d}" for n in range(1, len(self.prompts) + 1)]
@@ -158,14 +135,26 @@ class Gallery:
             for path in self.folder.previews.glob("step-??????_01.png")
             if path.name[5:11].isdigit()
         }
-        for step in sorted(step for step in found if step <= start_step):
-            paths = self._paths(step)
-            if images := _read_pictures(paths):
-                count = len(self.prompts)
-                self.steps[step] = StepSamples(tuple(images[:count]), tuple(images[count:]))
-        self.scores = [
-            scores for scores in _read_scores(self.folder.scores) if scores.step in self.steps
+        texts = [
+            parameters(prompt, model=self._model, sampler=self._sampler)
+            for prompt in (*self.prompts, *self.plain)
         ]
+        for step in sorted(step for step in found if step <= start_step):
+            if images := _read_pictures(self._paths(step), texts):
+                self.steps[step] = self._samples(images)
+        self.scores = [
+            replace(row, saved=row.saved and self._has_file(row.step))
+            for row in _read_scores(self.folder.scores)
+            if row.step in self.steps
+        ]
+
+    def _has_file(self, step: int) -> bool:
+        """Whether a step's weights are in a file or about to be; an earlier one's may be lost."""
+        return (
+            step >= self.session.start_step
+            or written_step(self.folder.step_lora(step)) == step
+            or written_step(self.folder.best_lora) == step
+        )
 
 
 def open_gallery(session: Session) -> Gallery | None:
@@ -173,13 +162,15 @@ def open_gallery(session: Session) -> Gallery | None:
     return Gallery(session) if session.prompts else None
 
 
-def _read_pictures(paths: Sequence[Path]) -> list[Image.Image]:
-    """The pictures; none at all if one of them is missing or damaged."""
+def _read_pictures(paths: Sequence[Path], texts: Sequence[str]) -> list[Image.Image]:
+    """The pictures; none at all if one is missing, damaged or drawn from something else."""
     images = []
-    for path in paths:
+    for path, text in zip(paths, texts, strict=True):
         try:
             with Image.open(path) as image:
                 images.append(image.convert("RGB"))
+                if image.info.get("parameters") != text:
+                    return []
         except (OSError, ValueError, SyntaxError):  # what Pillow raises on a damaged PNG
             return []
     return images
@@ -194,12 +185,12 @@ def _read_scores(path: Path) -> list[StepScores]:
         return []
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
-
-
-def _spread(steps: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the steps, evenly spread, with the first and the last."""
+def _spread(steps: Sequence[int], count: int, kept: int | None) -> list[int]:
+    """At most `count` of the steps, evenly spread, with the first, the last and the one `kept`."""
     if len(steps) <= count:
         return list(steps)
-    return [steps[round(n * (len(steps) - 1) / (count - 1))] for n in range(count)]
+    chosen = [steps[round(n * (len(steps) - 1) / (count - 1))] for n in range(count)]
+    if kept is not None and kept not in chosen:
+        nearest = min(chosen[1:-1], key=lambda step: abs(step - kept))
+        chosen[chosen.index(nearest)] = kept
+    return chosen

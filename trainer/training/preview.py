@@ -218,11 +218,9 @@ def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
     return images
 
 
-def save_preview(
-    path: Path, image: Image.Image, prompt: PreviewPrompt, *, model: str, sampler: str
-) -> None:
-    """Write a PNG that carries its prompt and settings as A1111 writes them."""
-    text = "\n".join(
+def parameters(prompt: PreviewPrompt, *, model: str, sampler: str) -> str:
+    """What a picture was drawn from, as A1111 writes it into its PNG files."""
+    return "\n".join(
         [
             prompt.text,
             *([f"Negative prompt: {prompt.negative}"] if prompt.negative else []),
@@ -230,8 +228,14 @@ def save_preview(
             f"Seed: {prompt.seed}, Size: {prompt.size}, Model: {model}",
         ]
     )
+
+
+def save_preview(
+    path: Path, image: Image.Image, prompt: PreviewPrompt, *, model: str, sampler: str
+) -> None:
+    """Write a PNG that carries what it was drawn from (see `parameters`)."""
     info = PngInfo()
-    info.add_itxt("parameters", text)
+    info.add_itxt("parameters", parameters(prompt, model=model, sampler=sampler))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under another name first: a run that goes on reads these pictures back.
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

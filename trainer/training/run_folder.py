@@ -31,6 +31,11 @@ class RunFolder:
         """The LoRA file until everything else is there."""
         return self.root / f"{self.name}.unfinished"
 
+    @property
+    def best_lora(self) -> Path:
+        """The LoRA file of the best step so far."""
+        return self.root / f"{self.name}-best.safetensors"
+
     def step_lora(self, step: int) -> Path:
         return self.root / f"{self.name}-{step}.safetensors"
 
@@ -117,7 +122,10 @@ def require_free(folder: RunFolder) -> None:
     Raises:
         OutputError: names them.
     """
-    written = (folder.lora, folder.contact_sheet, folder.report, folder.metrics, folder.scores)
+    written = (
+        *(folder.lora, folder.best_lora, folder.contact_sheet),
+        *(folder.report, folder.metrics, folder.scores),
+    )
     if taken := [path for path in written if path.exists()]:
         raise OutputError(
             "The output folder holds files that the run would replace.",
@@ -153,7 +161,7 @@ def open_root(root: Path) -> None:
 def clear_run(folder: RunFolder) -> None:
     """Remove an older run's own files before it is replaced; anything else stays."""
     names = "|".join(re.escape(name) for name in {folder.name, _name_of_run(folder)})
-    step_files = re.compile(rf"({names})(-\d+)?\.safetensors")
+    step_files = re.compile(rf"({names})(-\d+|-best)?\.safetensors")
     for path in sorted(folder.root.iterdir()):
         if step_files.fullmatch(path.name):
             path.unlink()

@@ -1,0 +1,421 @@
+"""The captioner: our own and other people's, in a run, as a command, and how ours is made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor, BlipForConditionalGeneration
+
+from pretraining import captioner as making
+from pretraining import palette, training
+from pretraining.avatars import draw_avatar
+from pretraining.captioner_evaluation import Tally, read_context
+from pretraining.captioner_material import (
+    PROMPTS,
+    CaptionerRecipe,
+    describe,
+    distorted,
+    new_tokenizer,
+    stranger,
+)
+from pretraining.captions import describe_context, describe_identity
+from pretraining.data import looks
+from pretraining.looks import SCENES
+from tests.captioners import save_tiny_captioner
+from tests.runs import Outcome, save_photos, state_of
+from tests.strategies import unhurried
+from trainer.captioners.blip import BlipCaptioner, load_captioner
+from trainer.commands.bases import base_facts
+from trainer.commands.describe import describer, describer_of
+from trainer.config.presets import EMBEDDED_BASE, OWN_CAPTIONER
+from trainer.config.settings import CaptionSettings, TrainConfig
+from trainer.data.captions import caption_photos
+from trainer.errors import ConfigError, ModelError
+from trainer.families import BaseFacts
+from trainer.types import Photo, Size
+
+CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
+DATASETS = Path(__file__).parent.parent / "datasets"
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def own() -> BlipCaptioner:
+    return load_captioner(OWN_CAPTIONER, CPU)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with somebody's BLIP; never written to."""
+    return save_tiny_captioner(tmp_path_factory.mktemp("captioners") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> BaseFacts:
+    return base_facts("embedded")
+
+
+def photo(path: Path) -> Photo:
+    return Photo(path, Size(64, 64), "0" * 64)
+
+
+def config(kind: str = "face", **caption: str) -> TrainConfig:
+    settings = TrainConfig(caption=CaptionSettings(**caption))  # type: ignore[arg-type]
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"kind": kind})})
+
+
+# -- our own
+
+
+def test_our_captioner_is_small_and_of_an_architecture_that_transformers_knows() -> None:
+    assert sum(path.stat().st_size for path in OWN_CAPTIONER.iterdir()) <= 6_000_000
+    model = AutoModelForImageTextToText.from_pretrained(OWN_CAPTIONER, local_files_only=True)
+    assert isinstance(model, BlipForConditionalGeneration)
+    assert AutoProcessor.from_pretrained(OWN_CAPTIONER, local_files_only=True).tokenizer.is_fast
+    with safe_open(OWN_CAPTIONER / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+        assert all(name.startswith(("vision_model.", "text_decoder.")) for name in file.keys())  # noqa: SIM118
+
+
+def test_our_captioner_describes_a_face_that_no_drawing_of_its_training_has() -> None:
+    """The face set has a skin, a hair style and a mark that were held out."""
+    tally = Tally()
+    describe_photo = describer(
+        "blip", "own", QUIET, kind="face", background=(0, 0, 0), device="cpu"
+    )
+    for sidecar in sorted((DATASETS / "zia").glob("*.txt")):
+        (path,) = (p for p in sidecar.parent.glob(f"{sidecar.stem}.*") if p != sidecar)
+        truth = sidecar.read_text(encoding="utf-8").strip()
+        tally.add(read_context(truth), read_context(describe_photo(photo(path))))
+    assert tally.share >= 0.92
+
+
+def test_our_captioner_says_who_is_shown_for_a_style_alone(own: BlipCaptioner) -> None:
+    known = []
+    for seed in range(71_000_000, 71_000_006):
+        identity, context = looks(seed)
+        image = draw_avatar(identity, context, 64)
+        who = describe_identity(identity).split(", ")
+        of_face, of_style = own.caption(image, "face"), own.caption(image, "style")
+        assert not set(who) & set(of_face.split(", "))
+        known += [part in of_style.split(", ") for part in who]
+        assert set(read_context(of_style)) >= {"mouth", "clothes"}
+    assert np.mean(known) > 0.8
+
+
+@pytest.mark.parametrize("size", [(32, 32), (640, 128), (97, 300), (1200, 1200)])
+def test_a_photo_of_any_size_gets_the_same_caption_every_time(
+    own: BlipCaptioner, size: tuple[int, int]
+) -> None:
+    identity, context = looks(71_000_000)
+    image = draw_avatar(identity, context, 128).resize(size)
+    text = own.caption(image, "face")
+    assert text == load_captioner(OWN_CAPTIONER, CPU).caption(image, "face")
+    assert text == " ".join(text.split()) != ""
+    assert "scene" not in text
+
+
+# -- other people's
+
+
+def test_somebodys_blip_is_asked_without_a_prompt(tiny: Path, tmp_path: Path) -> None:
+    captioner = load_captioner(tiny, CPU)
+    assert captioner.prompts == {}
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    text = captioner.caption(image, "face")
+    assert set(text.replace(",", " ").split()) <= {"a", "man", "woman", "in", "front", "of"} | {
+        *("red", "blue", "house", "smiling", "-")
+    }
+    assert text == captioner.caption(image, "style") == load_captioner(tiny, CPU).caption(image, "")
+
+
+def test_sampling_in_a_captioners_own_settings_is_not_followed(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "sampling")
+    settings = folder / "generation_config.json"
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(text.replace("{", '{"do_sample": true,', 1), encoding="utf-8")
+    captioner = load_captioner(folder, CPU)
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    assert len({captioner.caption(image, "face") for _ in range(4)}) == 1
+
+
+def _nothing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _no_processor(folder: Path) -> None:
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def _a_text_encoder(folder: Path) -> None:
+    source = EMBEDDED_BASE / "text_encoder" / "config.json"
+    (folder / "config.json").write_bytes(source.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "spoil", [_nothing, _no_config, _cut_weights, _no_weights, _no_processor, _a_text_encoder]
+)
+def test_a_folder_that_is_no_captioner_is_explained(
+    tiny: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "spoiled")
+    spoil(folder)
+    with pytest.raises(ModelError) as raised:
+        load_captioner(folder, CPU)
+    assert str(folder) in raised.value.where
+    assert raised.value.fix
+
+
+# -- which one, and where its words go
+
+
+def test_the_captioner_is_asked_only_about_photos_without_a_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("sad", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(" \n", encoding="utf-8")
+    photos = [photo(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")]
+    answers = {"b.jpg": "smiling\n in a {class}", "c.jpg": "a ZQX on a beach", "d.jpg": " "}
+    captions = caption_photos(
+        photos,
+        trigger="zqx",
+        class_noun="avatar",
+        template="{trigger}!",
+        describe=lambda photo: answers[photo.path.name],
+    )
+    assert [(caption.text, caption.origin) for caption in captions] == [
+        ("zqx avatar, sad", "sidecar"),
+        ("zqx avatar, smiling in a {class}", "captioner"),
+        ("a ZQX on a beach", "captioner"),
+        ("zqx!", "template"),
+    ]
+
+
+def test_auto_takes_ours_for_the_embedded_base_and_none_for_others(
+    embedded: BaseFacts, tiny: Path
+) -> None:
+    real = replace(embedded, embedded=False)
+    assert describer_of(config(), embedded, QUIET)
+    assert describer_of(config(), real, QUIET) is None
+    assert describer_of(config(captioner_folder=str(tiny)), real, QUIET)
+    assert describer_of(config(captioner="none", captioner_folder=str(tiny)), real, QUIET) is None
+    assert describer_of(config(captioner="none"), embedded, QUIET) is None
+    with pytest.raises(ConfigError, match="embedded base's drawings only"):
+        describer_of(config(captioner="blip"), real, QUIET)
+    with pytest.raises(ConfigError, match="Did you mean 'blip'"):
+        describer_of(config(captioner="blib"), embedded, QUIET)
+
+
+def test_nothing_is_loaded_before_a_photo_needs_it(embedded: BaseFacts, tmp_path: Path) -> None:
+    describe_photo = describer_of(
+        config(captioner_folder=str(tmp_path / "missing")), embedded, QUIET
+    )
+    assert describe_photo
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(ModelError, match="no captioner in this folder"):
+        describe_photo(photo(tmp_path / "a.png"))
+
+
+def test_a_run_trains_on_the_captioners_words_and_shows_them(
+    train: Callable[..., Outcome], photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    out = train(f"caption.captioner_folder={tiny}", "caption.trigger=zqx").done().out
+    assert "Describing photos with the captioner in" in out
+    assert "1 captions from .txt files, 2 by the captioner" in out
+    assert f'likeness caption "{photos}" --captioner "{tiny}"' in out
+    text = load_captioner(tiny, CPU).caption(Image.open(photos / "1.png").convert("RGB"), "face")
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"zqx person, {text}" in report
+    assert "caption: captioner" in report
+
+
+# -- likeness caption
+
+
+def test_captions_are_written_and_never_overwritten_unasked(
+    cli: Cli, tiny: Path, tmp_path: Path
+) -> None:
+    folder = save_photos(tmp_path / "anna")
+    (folder / "2.TXT").write_text("my own", encoding="utf-8")
+    Image.open(folder / "1.png").save(folder / "1.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    before = state_of(folder)
+
+    result = cli("caption", folder, "--captioner", tiny).done()
+    after = state_of(folder)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"1.txt"}
+    written = (folder / "1.txt").read_text(encoding="utf-8")
+    assert f"1.jpg: {written}" in result.out or f"1.png: {written}" in result.out
+    assert "shares the caption of 1." in result.out
+    assert "broken.jpg" in result.out
+
+    assert "Photos with a .txt file, which stays: 4" in cli("caption", folder).done().out
+    assert state_of(folder) == after
+
+    cli("caption", folder, "--captioner", tiny, "--overwrite").done()
+    assert "my own" not in (folder / "2.TXT").read_text(encoding="utf-8")
+    assert set(state_of(folder)) == set(after)
+
+
+def test_a_captioner_that_cannot_be_loaded_leaves_the_folder_alone(
+    cli: Cli, tmp_path: Path
+) -> None:
+    folder = save_photos(tmp_path / "anna")
+    before = state_of(folder)
+    result = cli("caption", folder, "--captioner", tmp_path / "missing", "--overwrite")
+    assert result.code == 1
+    assert "no captioner in this folder" in result.err
+    assert state_of(folder) == before
+
+
+def test_written_captions_are_read_back_by_a_run(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    draw_avatar(*looks(71_000_001), 64).save(folder / "a.png")
+    cli("caption", folder, "--kind", "style").done()
+    written = (folder / "a.txt").read_text(encoding="utf-8").strip()
+    (caption,) = caption_photos([photo(folder / "a.png")], trigger="zqx", class_noun="style")
+    assert (caption.text, caption.origin) == (f"zqx style, {written}", "sidecar")
+
+
+# -- how it is made
+
+
+@given(seed=st.integers(0, 10**6))
+@unhurried
+def test_a_true_caption_is_read_as_it_was_meant(seed: int) -> None:
+    identity, context = looks(seed)
+    truth = {"mouth": context.mouth, "hat": context.hat, "clothes": context.clothes}
+    truth |= {"clothes_colour": context.clothes_colour, "background": context.background}
+    if context.hat != "none":
+        truth["hat_colour"] = context.hat_colour
+    if context.background not in SCENES:
+        truth["background_colour"] = context.background_colour
+    assert read_context(describe("face", identity, context)) == truth
+    assert read_context(describe("style", identity, context)) == truth
+
+
+def test_a_caption_in_other_words_counts_as_wrong() -> None:
+    tally = Tally()
+    truth = read_context("sad, wearing a red suit, blue background")
+    tally.add(truth, read_context("sad, wearing a green suit, nowhere"))
+    right = {name: each[0] for name, each in tally.right.items()}
+    assert right == {
+        **{"mouth": True, "clothes": True, "hat": True},
+        **{"clothes_colour": False, "background": False, "background_colour": False},
+    }
+    assert tally.share == 0.5
+
+
+def test_strangers_differ_in_skin_and_hair_alone_and_leave_the_palette() -> None:
+    skins, hair = dict(palette.SKIN), dict(palette.HAIR)
+    seed = next(s for s in range(100) if looks(s)[0].hair_style == "long")
+    drawn, known = stranger(seed, 64), np.asarray(draw_avatar(*looks(seed), 64))
+    assert (skins, hair) == (palette.SKIN, palette.HAIR)
+    assert np.array_equal(drawn, stranger(seed, 64))
+    assert not np.array_equal(drawn, known)
+    assert np.array_equal(drawn[:3], known[:3])  # the background
+
+
+def test_distorted_pictures_keep_their_shape_and_range() -> None:
+    pictures = torch.rand(6, 3, 64, 64) * 2 - 1
+    made, again = (distorted(pictures, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert made.shape == pictures.shape
+    assert torch.equal(made, again)
+    assert made.abs().max() <= 1
+    assert not torch.equal(made, pictures)
+
+
+SMALL = CaptionerRecipe(
+    strangers=8,
+    width=16,
+    heads=2,
+    vision_layers=1,
+    text_layers=1,
+    vocabulary=300,
+    vocabulary_texts=50,
+    tokens=200,
+    looks_steps=2,
+    steps=4,
+    batch=4,
+    save_every_steps=2,
+)
+
+
+def test_the_tokenizer_gives_every_text_back() -> None:
+    tokenizer = new_tokenizer(SMALL)
+    for text in ("smiling, wearing a t-shirt", "Zoë's 日本, 3-4!", PROMPTS["face"]):
+        ids = tokenizer(text).input_ids
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.sep_token_id)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    drawn = [np.asarray(draw_avatar(*looks(seed), 64)) for seed in range(12)]
+    np.save(folder / "pictures.npy", np.stack(drawn))
+    return folder
+
+
+def test_training_goes_on_where_it_stopped(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = shutil.copytree(work, tmp_path / "whole")
+    making.train(SMALL, whole)
+    save = training.save_state
+
+    class Stop(Exception):
+        pass
+
+    def save_and_stop(path: Path, state: dict[str, object]) -> None:
+        save(path, state)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "save_state", save_and_stop)
+        with pytest.raises(Stop):
+            making.train(SMALL, work)
+    making.train(SMALL, work)
+    folders = [tmp_path / name for name in ("one", "two")]
+    for source, target in zip((whole, work), folders, strict=True):
+        making.export(SMALL, source, target)
+    assert state_of(folders[0]) == state_of(folders[1])
+    assert load_captioner(folders[0], CPU).prompts == PROMPTS
+
+
+def test_export_needs_a_trained_state(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the training first"):
+        making.export(SMALL, tmp_path, tmp_path / "out")
+
+
+def test_a_caption_of_a_face_leaves_out_who_is_shown() -> None:
+    identity, context = looks(5)
+    assert describe("face", identity, context) == describe_context(context)
+    assert describe_identity(identity) in describe("style", identity, context)
