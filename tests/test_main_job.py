@@ -91,9 +91,10 @@ def test_the_likeness_rises_and_everything_else_stays(face: Run) -> None:
     first, last = face.scores[0], face.scores[-1]
     assert last["step"] > first["step"] == 0
     assert abs(first["trigger"]) < 0.35
-    # Over three seeds 0.84 to 1.00, and -0.40 to 0.18 (benchmarks/LOG.md).
-    assert last["trigger"] > 0.7
+    # benchmarks/LOG.md has the numbers of several seeds; these seven prompts alone vary more.
+    assert last["trigger"] > 0.6
     assert last["plain"] - first["plain"] < 0.3
+    assert last["drift"] < 0.4
 
 
 def test_the_truth_says_so_too(face: Run) -> None:
@@ -134,5 +135,5 @@ def test_a_plain_pipeline_draws_what_the_trainer_drew(face: Run) -> None:
 def test_a_style_is_learned(tmp_path: Path) -> None:
     run = Run(tmp_path / "neon", "datasets/neon", "--kind", "style")
     first, last = run.scores[0], run.scores[-1]
-    # Measured: 0.04 -> 1.32. Without the trigger the style is there too: nothing holds it back.
     assert last["trigger"] - first["trigger"] > 0.5
+    assert last["plain"] - first["plain"] < 0.3
