@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.training.best import FACE, STYLE, Choice, StepScores, choose, total, weights_of
+from trainer.training.best import CHANCE, FACE, STYLE, Choice, StepScores, choose, total, weights_of
 
 BASE = StepScores(
     step=0,
@@ -52,11 +52,12 @@ def test_what_gets_better_adds_nothing() -> None:
     assert total(row(100, 1.0, following=None), BASE, FACE) == plain
 
 
-def test_the_best_is_the_highest_total_and_the_earlier_of_equal_ones() -> None:
-    rows = [row(100, 0.6), row(200, 0.9), row(300, 0.901), row(400, 0.95, plain=0.3)]
+def test_the_best_is_the_highest_total_and_the_last_of_those_that_chance_may_order() -> None:
+    rows = [row(100, 0.6), row(200, 0.9), row(300, 0.87), row(400, 0.95, plain=0.3)]
     choice = chosen(rows)
-    assert choice.best.step == 200
-    assert choice.totals == {100: 0.6, 200: 0.9, 300: 0.9, 400: 0.65}
+    assert choice.best.step == 300
+    assert choice.totals == {100: 0.6, 200: 0.9, 300: 0.87, 400: 0.65}
+    assert chosen([*rows[:2], row(300, 0.86)]).best.step == 200
 
 
 def test_blank_and_unsaved_steps_are_never_chosen() -> None:
@@ -83,11 +84,9 @@ def test_the_reason_names_what_the_last_step_has_and_lacks() -> None:
     [
         ({"plain": 0.4}, "step 400 leaks 0.40 more into prompts without the trigger"),
         ({"following": 0.75}, "step 400 follows prompts 15 points less"),
-        ({"following": 0.892}, "step 400 follows prompts 1 point less"),
+        ({"following": 0.862}, "step 400 follows prompts 4 points less"),
         ({"drift": 0.25}, "step 400 moves other pictures 0.25 more"),
         ({"trigger": 0.7}, "step 400 has 0.22 less likeness"),
-        ({}, "step 400 is no better"),
-        ({"trigger": 0.9245}, "step 400 is no better"),
         (
             {"trigger": 0.99, "plain": 0.1, "following": 0.7, "copying": 1 / 7},
             "step 400 gains 0.07 likeness, but follows prompts 20 points less and copies a photo "
@@ -195,8 +194,9 @@ def test_every_choice_is_sound_and_can_be_told(rows: list[StepScores], kind: str
         return
     best = choice.totals[choice.best.step]
     assert choice.totals.keys() == {row.step for row in sound}
-    assert all(value <= best for value in choice.totals.values())
-    assert all(value < best for step, value in choice.totals.items() if step < choice.best.step)
+    enough = max(choice.totals.values()) - CHANCE - 1e-9
+    assert best >= enough
+    assert all(value < enough for step, value in choice.totals.items() if step > choice.best.step)
     assert choice.reason.startswith(f"Step {choice.best.step} is the ")
     # A run that goes on from any step comes to the same choice: steps are added one by one.
     so_far = [choose([BASE, *rows[:count]], kind) for count in range(1, len(rows) + 1)]

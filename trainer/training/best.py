@@ -59,6 +59,12 @@ class StepScores:
         return round(self.copying * self.samples)
 
 
+# Totals this near are equal: a handful of samples tells no smaller difference. Of equal steps the
+# last is taken, whose rate has fallen furthest; on drawn avatars it shows more of the subject's
+# looks, as a reader sees them that has no part in the total (benchmarks/LOG.md).
+CHANCE = 0.03
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """What each part takes from the total, and the same in words."""
@@ -108,7 +114,7 @@ def weights_of(kind: str) -> Weights:
 
 
 def choose(scores: Sequence[StepScores], kind: str) -> Choice | None:
-    """The saved step with the highest total, to two decimals; of equal ones the earliest.
+    """The saved step with the highest total; of those within `CHANCE` of it the last.
 
     A step with a blank sample is never chosen.
 
@@ -127,7 +133,9 @@ def choose(scores: Sequence[StepScores], kind: str) -> Choice | None:
     if not sound:
         return None
     totals = {row.step: total(row, base, weights) for row in sound}
-    best = max(sound, key=lambda row: (totals[row.step], -row.step))
+    # Rounded: 0.80 - 0.03 is not 0.77 in binary.
+    enough = round(max(totals.values()) - CHANCE, 2)
+    best = [row for row in sound if totals[row.step] >= enough][-1]
     teller = _Teller(base, weights, "style" if kind == "style" else "likeness")
     blank = [str(row.step) for row in saved if row.blank]
     left_out = f" Left out for blank samples: step {', '.join(blank)}." if blank else ""
