@@ -91,8 +91,8 @@ def test_the_likeness_rises_and_everything_else_stays(face: Run) -> None:
     first, last = face.scores[0], face.scores[-1]
     assert last["step"] > first["step"] == 0
     assert abs(first["trigger"]) < 0.35
-    # benchmarks/LOG.md has the numbers of several seeds; these seven prompts alone vary more.
-    assert last["trigger"] > 0.6
+    # Measured 0.84 with these seven prompts; benchmarks/LOG.md has other prompts and seeds.
+    assert last["trigger"] > 0.7
     assert last["plain"] - first["plain"] < 0.3
     assert last["drift"] < 0.4
 

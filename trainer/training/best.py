@@ -60,8 +60,8 @@ class StepScores:
 
 
 # Totals this near are equal: a handful of samples tells no smaller difference. Of equal steps the
-# last is taken, whose rate has fallen furthest; on drawn avatars it shows more of the subject's
-# looks, as a reader sees them that has no part in the total (benchmarks/LOG.md).
+# last is taken, whose rate has fallen furthest; in the runs where it mattered it showed more of the
+# subject's looks, as a reader sees them that has no part in the total (benchmarks/LOG.md).
 CHANCE = 0.03
 
 
