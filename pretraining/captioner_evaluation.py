@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from pretraining.avatars import draw_avatar
@@ -13,7 +12,8 @@ from pretraining.captioner_material import describe, stranger
 from pretraining.captions import describe_identity
 from pretraining.data import looks
 from pretraining.looks import CLOTHES, COLOURS, HATS, MOUTHS, SCENES, sample_style
-from trainer.captioners.blip import BlipCaptioner, load_captioner
+from trainer.captioners import CaptionerOptions
+from trainer.captioners.image_text import ImageTextCaptioner, load_captioner
 
 _SEED = 70_000_000
 _COLUMNS = "{:<34}{:>6}{:>9}"
@@ -79,7 +79,7 @@ def evaluate(folder: Path, drawings: int, photo_sets: Mapping[str, Path]) -> str
         drawings: how many fresh drawings of each sort.
         photo_sets: by kind of training, a folder of pictures with true captions beside them.
     """
-    captioner = load_captioner(folder, torch.device("cpu"))
+    captioner = load_captioner(CaptionerOptions(str(folder)))
     lines = [_COLUMNS.format("", "right", "counted")]
     sorts = (("64 px", 64, False), ("256 px", 256, False), ("64 px, any skin and hair", 64, True))
     for number, (title, size, strange) in enumerate(sorts):
@@ -92,7 +92,7 @@ def evaluate(folder: Path, drawings: int, photo_sets: Mapping[str, Path]) -> str
 
 
 def _on_drawings(
-    captioner: BlipCaptioner, title: str, seeds: range, size: int, *, strange: bool
+    captioner: ImageTextCaptioner, title: str, seeds: range, size: int, *, strange: bool
 ) -> list[str]:
     tally, whole = Tally(), []
     for seed in seeds:
@@ -101,20 +101,20 @@ def _on_drawings(
             image = Image.fromarray(stranger(seed, size))
         else:
             image = draw_avatar(identity, context, size, sample_style(seed))
-        text, truth = captioner.caption(image, "face"), describe("face", identity, context)
+        text, truth = captioner.describe(image, "face"), describe("face", identity, context)
         tally.add(read_context(truth), read_context(text))
         whole.append(text == truth)
     words = _COLUMNS.format("  whole captions", f"{np.mean(whole):.3f}", len(whole))
     return [*tally.lines(f"face, {title}"), words]
 
 
-def _identities(captioner: BlipCaptioner, seeds: range) -> list[str]:
+def _identities(captioner: ImageTextCaptioner, seeds: range) -> list[str]:
     """Captions of everything: statements of who is shown, both ways, and the context."""
     tally, found, true = Tally(), [], []
     for seed in seeds:
         identity, context = looks(seed)
         image = draw_avatar(identity, context, 64, sample_style(seed))
-        text = captioner.caption(image, "style")
+        text = captioner.describe(image, "style")
         tally.add(read_context(describe("face", identity, context)), read_context(text))
         known = set(describe_identity(identity).split(", "))
         opening = re.split(rf",? ?\b(?:{'|'.join(MOUTHS)}), wearing", text)[0]
@@ -128,14 +128,14 @@ def _identities(captioner: BlipCaptioner, seeds: range) -> list[str]:
     ]
 
 
-def _on_photos(captioner: BlipCaptioner, kind: str, folder: Path) -> list[str]:
+def _on_photos(captioner: ImageTextCaptioner, kind: str, folder: Path) -> list[str]:
     tally, whole = Tally(), []
     for sidecar in sorted(folder.glob("*.txt")):
         truth = sidecar.read_text(encoding="utf-8").strip()
         path = next(p for p in folder.glob(f"{sidecar.stem}.*") if p.suffix != ".txt")
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
-        text = captioner.caption(image, kind)
+        text = captioner.describe(image, kind)
         tally.add(read_context(truth), read_context(text))
         whole.append(f"  {path.name}: {text}" + (f" | true: {truth}" if text != truth else ""))
     return [*tally.lines(f"{kind}, {folder.name}"), *whole]

@@ -95,7 +95,7 @@ def make_samples(
             with torch.no_grad():
                 prompt_TD = backbone.encode_prompts([text])[0]
         latents = torch.randn(4, height, width, generator=draw)
-        samples.append(CachedSample(f"{name}-{number}", latents, text, prompt_TD))
+        samples.append(CachedSample(f"{name}-{number}", latents, (text,), prompt_TD))
     return samples
 
 

@@ -29,7 +29,7 @@ def bucket_settings() -> st.SearchStrategy[tuple[int, int, float]]:
 
 
 def captioned(path: Path, size: Size, *, digest: str = "0" * 64, text: str = "x") -> Captioned:
-    return Captioned(Photo(path, size, digest), text, "template")
+    return Captioned(Photo(path, size, digest), (text,), "template")
 
 
 def gradient(width: int = 48, height: int = 40) -> Image.Image:

@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import bucket_settings, captioned, photo_sizes, unhurried
-from trainer.data.buckets import Placement, assign, bucket_counts, bucket_photos, make_buckets
+from trainer.data.buckets import (
+    BucketPlan,
+    Placement,
+    assign,
+    bucket_counts,
+    make_buckets,
+    place,
+    place_photos,
+)
 from trainer.errors import ConfigError
-from trainer.types import Size
+from trainer.types import Box, Face, Size
 
 
 def shapes(resolution_px: int, step_px: int, max_aspect: float = 2.0) -> list[str]:
@@ -112,13 +120,187 @@ def test_of_equally_near_buckets_the_largest_is_taken() -> None:
 
 
 @unhurried
-@given(st.lists(photo_sizes(), max_size=12))
-def test_every_photo_is_in_exactly_one_bucket(sizes: list[Size]) -> None:
-    buckets = make_buckets(256, step_px=64)
-    photos = [captioned(Path(f"{n}.jpg"), size) for n, size in enumerate(sizes)]
-    placed = bucket_photos(photos, buckets)
-    assert [item.captioned for item in placed] == photos
+@given(bucket_settings(), photo_sizes())
+def test_nothing_is_enlarged_unless_it_cannot_be_helped(
+    setting: tuple[int, int, float], photo: Size
+) -> None:
+    resolution, step, max_aspect = setting
+    plan = BucketPlan((resolution,), step, max_aspect)
+    bucket, resized, left, top = place(photo, resolution, plan)
+    assert bucket.width % step == bucket.height % step == 0
+    assert bucket.area <= resolution**2
+    assert max(bucket.width, bucket.height) <= max_aspect * min(bucket.width, bucket.height)
+    assert 0 <= left <= resized.width - bucket.width
+    assert 0 <= top <= resized.height - bucket.height
+    assert bucket.width == resized.width or bucket.height == resized.height
+    if min(photo.width, photo.height) >= step:
+        assert resized.width <= photo.width
+        assert resized.height <= photo.height
+    elif resized.width > photo.width or resized.height > photo.height:
+        assert min(resized.width, resized.height) == step
+    buckets = make_buckets(resolution, step_px=step, max_aspect=max_aspect)
+    usual = assign(photo, buckets)
+    if usual.bucket.width <= photo.width and usual.bucket.height <= photo.height:
+        assert (bucket, resized, left, top) == usual
+    enlarging = BucketPlan((resolution,), step, max_aspect, enlarge=True)
+    assert place(photo, resolution, enlarging) == usual
+
+
+@unhurried
+@given(bucket_settings(), st.builds(Size, st.integers(32, 900), st.integers(32, 900)))
+def test_a_small_photo_goes_to_the_largest_size_inside_it(
+    setting: tuple[int, int, float], photo: Size
+) -> None:
+    resolution, step, max_aspect = setting
+    plan = BucketPlan((resolution,), step, max_aspect)
+    bucket = place(photo, resolution, plan).bucket
+    turned = place(Size(photo.height, photo.width), resolution, plan).bucket
+    assert max(bucket.width, bucket.height) == max(turned.width, turned.height)
+    usual = make_buckets(resolution, step_px=step, max_aspect=max_aspect)
+    if bucket in usual or min(photo.width, photo.height) < step:
+        return
+    for wider, higher in ((step, 0), (0, step)):
+        grown = Size(bucket.width + wider, bucket.height + higher)
+        long, short = max(grown.width, grown.height), min(grown.width, grown.height)
+        inside = grown.width <= photo.width and grown.height <= photo.height
+        assert not inside or grown.area > resolution**2 or long > max_aspect * short
+
+
+def test_photos_too_small_for_their_bucket() -> None:
+    plan = BucketPlan((512,), step_px=64)
+
+    def placed(width: int, height: int, resolution: int = 512) -> tuple[str, str]:
+        placement = place(Size(width, height), resolution, plan)
+        return str(placement.bucket), str(placement.resized)
+
+    assert placed(300, 300) == ("256x256", "256x256")
+    assert placed(600, 430) == ("576x384", "576x413")
+    assert placed(2000, 200) == ("384x192", "1920x192")  # at most twice as wide as high
+    assert placed(511, 700) == ("448x576", "448x614")
+    assert placed(40, 100) == ("64x128", "64x160")  # below one step: enlarged to it, not further
+    assert placed(40, 300) == ("64x128", "64x480")
+    assert placed(40, 100, 64) == ("64x64", "64x160")
+
+
+@st.composite
+def photos_with_faces(draw: st.DrawFn) -> tuple[Size, tuple[Face, ...]]:
+    photo = draw(photo_sizes())
+    faces = []
+    for _ in range(draw(st.integers(1, 3))):
+        side = draw(st.integers(1, min(photo.width, photo.height)))
+        left = draw(st.integers(0, photo.width - side))
+        top = draw(st.integers(0, photo.height - side))
+        faces.append(Face(Box(left, top, left + side, top + side), 1.0))
+    faces.sort(key=lambda face: -face.box.height)
+    return photo, tuple(faces)
+
+
+@unhurried
+@given(bucket_settings(), photos_with_faces())
+def test_the_largest_face_is_inside_the_crop_wherever_it_fits(
+    setting: tuple[int, int, float], drawn: tuple[Size, tuple[Face, ...]]
+) -> None:
+    photo, faces = drawn
+    resolution, step, max_aspect = setting
+    plan = BucketPlan((resolution,), step, max_aspect)
+    item = captioned(Path("a.jpg"), photo)
+    (crop,) = place_photos([item], plan, {item.photo.digest: faces})
+    (plain,) = place_photos([item], plan, {})
+    assert (crop.bucket, crop.resized) == (plain.bucket, plain.resized)
+    assert (crop.faces, plain.faces) == (faces, ())
+    box = faces[0].box
+    for start, window, length, full, low, high in (
+        (crop.left, crop.bucket.width, crop.resized.width, photo.width, box.left, box.right),
+        (crop.top, crop.bucket.height, crop.resized.height, photo.height, box.top, box.bottom),
+    ):
+        assert 0 <= start <= length - window
+        first, last = math.floor(low * length / full), math.ceil(high * length / full)
+        if last - first <= window:
+            assert start <= first
+            assert last <= start + window
+        else:
+            assert first <= start  # all of the crop shows the face
+            assert start + window <= last
+
+
+def crop_of(photo: Size, *boxes: tuple[int, int, int, int], face_crop: bool = True) -> Placement:
+    plan = BucketPlan((512,), 64, max_aspect=1.0, face_crop=face_crop)
+    item = captioned(Path("a.jpg"), photo)
+    faces = tuple(Face(Box(*box), 1.0) for box in boxes)
+    (crop,) = place_photos([item], plan, {item.photo.digest: faces})
+    assert crop.faces == faces
+    return Placement(crop.bucket, crop.resized, crop.left, crop.top)
+
+
+def test_the_crop_slides_no_further_than_the_head_needs() -> None:
+    high, wide = Size(512, 1024), Size(1024, 512)
+    assert crop_of(high).top == 256
+    assert crop_of(high, (200, 400, 300, 500)).top == 256  # whole already
+    assert crop_of(high, (200, 200, 300, 300)).top == 160  # 0.4 of its height above
+    assert crop_of(high, (200, 20, 300, 120)).top == 0
+    assert crop_of(high, (200, 800, 300, 900)).top == 413  # 0.25 below
+    assert crop_of(high, (200, 200, 300, 300), face_crop=False).top == 256
+    assert crop_of(wide, (100, 200, 200, 300)).left == 75  # 0.25 beside
+    assert crop_of(wide, (100, 200, 200, 300)).top == 0
+
+
+def test_further_faces_are_kept_beside_the_largest_where_they_fit() -> None:
+    high = Size(512, 1024)
+    largest = (200, 600, 400, 800)  # its head: 520 to 850; the crop may begin from 338 on
+    assert crop_of(high, largest).top == 338
+    assert crop_of(high, largest, (0, 500, 50, 550)).top == 338
+    assert crop_of(high, largest, (0, 900, 50, 960)).top == 463  # its head ends at 975
+    assert crop_of(high, (0, 900, 50, 960), largest).top == 463
+    # The face fits beside the largest, the top of its head does not matter.
+    assert crop_of(high, largest, (0, 340, 50, 390)).top == 338
+    # There is no room for this one beside the largest head.
+    assert crop_of(high, largest, (0, 330, 50, 380)).top == 338
+    assert crop_of(high, (0, 330, 50, 380), largest).top == 288  # whole; of the other, the face
+
+
+def test_a_face_larger_than_the_crop_is_centred() -> None:
+    assert crop_of(Size(512, 1024), (0, 300, 512, 900)).top == 344
+    assert crop_of(Size(512, 1024), (0, 0, 512, 600)).top == 44
+    # The face fits, its head (100 to 925) does not: the head is centred as far as the face allows.
+    assert crop_of(Size(512, 1024), (0, 300, 500, 800)).top == 288
+
+
+@unhurried
+@given(st.lists(photo_sizes(), max_size=12), st.lists(st.integers(0, 3), min_size=12, max_size=12))
+def test_every_photo_is_in_exactly_one_bucket_at_each_resolution(
+    sizes: list[Size], contents: list[int]
+) -> None:
+    plan = BucketPlan((256, 512), step_px=64)
+    photos = [
+        captioned(Path(f"{n}.jpg"), size, digest=f"{content:064}")
+        for n, (size, content) in enumerate(zip(sizes, contents, strict=False))
+    ]
+    placed = place_photos(photos, plan, {}, repeats=3, weight=0.5)
+    for number, resolution in enumerate(plan.resolutions):
+        at_one = placed[number::2]
+        assert [item.captioned for item in at_one] == photos
+        assert all(item.bucket.area <= resolution**2 for item in at_one)
+    assert {(item.repeats, item.weight) for item in placed} <= {(3, 0.5)}
+    assert len({item.group for item in placed}) == len(placed)
     counts = bucket_counts(placed)
-    assert sum(counts.values()) == len(photos)
-    assert set(counts) <= set(buckets)
-    assert list(counts) == [bucket for bucket in buckets if bucket in counts]
+    assert sum(counts.values()) == len(placed)
+    aspects = [bucket.width / bucket.height for bucket in counts]
+    assert aspects == sorted(aspects)
+
+
+def test_a_group_is_named_by_the_content_and_what_else_is_needed_to_tell_it() -> None:
+    first, second = (captioned(Path(name), Size(600, 600), digest="ab") for name in ("1", "2"))
+    one, two = BucketPlan((512,), 64), BucketPlan((512, 768), 64)
+
+    def groups(plan: BucketPlan, set_key: str = "") -> list[str]:
+        placed = place_photos([first, second], plan, {}, set_key=set_key)
+        return [item.group for item in placed]
+
+    assert groups(one) == ["ab", "ab#2"]
+    assert groups(two) == ["ab@512", "ab@768", "ab#2@512", "ab#2@768"]
+    assert groups(one, "summer") == ["ab/summer", "ab#2/summer"]
+
+
+def test_a_resolution_below_a_step_is_refused_for_photos_too() -> None:
+    with pytest.raises(ConfigError, match="less than one bucket step"):
+        place_photos([captioned(Path("a"), Size(99, 99))], BucketPlan((512, 48), 64), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,27 +34,29 @@ from pretraining.captions import describe_context, describe_identity
 from pretraining.data import looks
 from pretraining.looks import SCENES
 from tests.captioners import save_tiny_captioner
-from tests.runs import Outcome, save_photos, state_of
+from tests.runs import Outcome, state_of
 from tests.strategies import unhurried
-from trainer.captioners.blip import BlipCaptioner, load_captioner
+from trainer.captioners import CaptionerOptions
+from trainer.captioners.image_text import ImageTextCaptioner, load_captioner
 from trainer.commands.bases import base_facts
-from trainer.commands.describe import describer, describer_of
+from trainer.commands.describe import caption_flags, describer_of, open_captioner
+from trainer.config.photo_settings import CaptionSettings
 from trainer.config.presets import EMBEDDED_BASE, OWN_CAPTIONER
-from trainer.config.settings import CaptionSettings, TrainConfig
+from trainer.config.settings import TrainConfig
 from trainer.data.captions import caption_photos
+from trainer.data.decode import decode_upright
 from trainer.errors import ConfigError, ModelError
 from trainer.families import BaseFacts
 from trainer.types import Photo, Size
 
-CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
 DATASETS = Path(__file__).parent.parent / "datasets"
 Cli = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def own() -> BlipCaptioner:
-    return load_captioner(OWN_CAPTIONER, CPU)
+def own() -> ImageTextCaptioner:
+    return load(OWN_CAPTIONER)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,10 @@ def embedded() -> BaseFacts:
 
 def photo(path: Path) -> Photo:
     return Photo(path, Size(64, 64), "0" * 64)
+
+
+def load(folder: Path) -> ImageTextCaptioner:
+    return load_captioner(CaptionerOptions(str(folder)))
 
 
 def config(kind: str = "face", **caption: str) -> TrainConfig:
@@ -92,23 +99,22 @@ def test_our_captioner_is_small_and_of_an_architecture_that_transformers_knows()
 def test_our_captioner_describes_a_face_that_no_drawing_of_its_training_has() -> None:
     """The face set has a skin, a hair style and a mark that were held out."""
     tally = Tally()
-    describe_photo = describer(
-        "blip", "own", QUIET, kind="face", background=(0, 0, 0), device="cpu"
-    )
+    captioner = open_captioner("own", CaptionerOptions(), QUIET, kind="face", device="cpu")
     for sidecar in sorted((DATASETS / "zia").glob("*.txt")):
         (path,) = (p for p in sidecar.parent.glob(f"{sidecar.stem}.*") if p != sidecar)
         truth = sidecar.read_text(encoding="utf-8").strip()
-        tally.add(read_context(truth), read_context(describe_photo(photo(path))))
+        text = captioner.caption(photo(path), partial(decode_upright, path), "face")
+        tally.add(read_context(truth), read_context(text))
     assert tally.share >= 0.92
 
 
-def test_our_captioner_says_who_is_shown_for_a_style_alone(own: BlipCaptioner) -> None:
+def test_our_captioner_says_who_is_shown_for_a_style_alone(own: ImageTextCaptioner) -> None:
     known = []
     for seed in range(71_000_000, 71_000_006):
         identity, context = looks(seed)
         image = draw_avatar(identity, context, 64)
         who = describe_identity(identity).split(", ")
-        of_face, of_style = own.caption(image, "face"), own.caption(image, "style")
+        of_face, of_style = own.describe(image, "face"), own.describe(image, "style")
         assert not set(who) & set(of_face.split(", "))
         known += [part in of_style.split(", ") for part in who]
         assert set(read_context(of_style)) >= {"mouth", "clothes"}
@@ -117,12 +123,12 @@ def test_our_captioner_says_who_is_shown_for_a_style_alone(own: BlipCaptioner) -
 
 @pytest.mark.parametrize("size", [(32, 32), (640, 128), (97, 300), (1200, 1200)])
 def test_a_photo_of_any_size_gets_the_same_caption_every_time(
-    own: BlipCaptioner, size: tuple[int, int]
+    own: ImageTextCaptioner, size: tuple[int, int]
 ) -> None:
     identity, context = looks(71_000_000)
     image = draw_avatar(identity, context, 128).resize(size)
-    text = own.caption(image, "face")
-    assert text == load_captioner(OWN_CAPTIONER, CPU).caption(image, "face")
+    text = own.describe(image, "face")
+    assert text == load(OWN_CAPTIONER).describe(image, "face")
     assert text == " ".join(text.split()) != ""
     assert "scene" not in text
 
@@ -131,14 +137,14 @@ def test_a_photo_of_any_size_gets_the_same_caption_every_time(
 
 
 def test_somebodys_blip_is_asked_without_a_prompt(tiny: Path, tmp_path: Path) -> None:
-    captioner = load_captioner(tiny, CPU)
+    captioner = load(tiny)
     assert captioner.prompts == {}
     image = Image.effect_noise((50, 40), 80).convert("RGB")
-    text = captioner.caption(image, "face")
+    text = captioner.describe(image, "face")
     assert set(text.replace(",", " ").split()) <= {"a", "man", "woman", "in", "front", "of"} | {
         *("red", "blue", "house", "smiling", "-")
     }
-    assert text == captioner.caption(image, "style") == load_captioner(tiny, CPU).caption(image, "")
+    assert text == captioner.describe(image, "style") == load(tiny).describe(image, "")
 
 
 def test_sampling_in_a_captioners_own_settings_is_not_followed(tiny: Path, tmp_path: Path) -> None:
@@ -146,9 +152,9 @@ def test_sampling_in_a_captioners_own_settings_is_not_followed(tiny: Path, tmp_p
     settings = folder / "generation_config.json"
     text = settings.read_text(encoding="utf-8")
     settings.write_text(text.replace("{", '{"do_sample": true,', 1), encoding="utf-8")
-    captioner = load_captioner(folder, CPU)
+    captioner = load(folder)
     image = Image.effect_noise((50, 40), 80).convert("RGB")
-    assert len({captioner.caption(image, "face") for _ in range(4)}) == 1
+    assert len({captioner.describe(image, "face") for _ in range(4)}) == 1
 
 
 def _nothing(folder: Path) -> None:
@@ -187,7 +193,7 @@ def test_a_folder_that_is_no_captioner_is_explained(
     folder = shutil.copytree(tiny, tmp_path / "spoiled")
     spoil(folder)
     with pytest.raises(ModelError) as raised:
-        load_captioner(folder, CPU)
+        load(folder)
     assert str(folder) in raised.value.where
     assert raised.value.fix
 
@@ -199,7 +205,7 @@ def test_the_captioner_is_asked_only_about_photos_without_a_caption(tmp_path: Pa
     (tmp_path / "a.txt").write_text("sad", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n", encoding="utf-8")
     photos = [photo(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")]
-    answers = {"b.jpg": "smiling\n in a {class}", "c.jpg": "a ZQX on a beach", "d.jpg": " "}
+    answers = {"b.jpg": "smiling\n in a garden", "c.jpg": "a ZQX on a beach", "d.jpg": " "}
     captions = caption_photos(
         photos,
         trigger="zqx",
@@ -209,8 +215,8 @@ def test_the_captioner_is_asked_only_about_photos_without_a_caption(tmp_path: Pa
     )
     assert [(caption.text, caption.origin) for caption in captions] == [
         ("zqx avatar, sad", "sidecar"),
-        ("zqx avatar, smiling in a {class}", "captioner"),
-        ("a ZQX on a beach", "captioner"),
+        ("zqx avatar, smiling in a garden", "captioner"),
+        ("a zqx on a beach", "captioner"),
         ("zqx!", "template"),
     ]
 
@@ -224,10 +230,30 @@ def test_auto_takes_ours_for_the_embedded_base_and_none_for_others(
     assert describer_of(config(captioner_folder=str(tiny)), real, QUIET)
     assert describer_of(config(captioner="none", captioner_folder=str(tiny)), real, QUIET) is None
     assert describer_of(config(captioner="none"), embedded, QUIET) is None
-    with pytest.raises(ConfigError, match="embedded base's drawings only"):
-        describer_of(config(captioner="blip"), real, QUIET)
-    with pytest.raises(ConfigError, match="Did you mean 'blip'"):
-        describer_of(config(captioner="blib"), embedded, QUIET)
+    for name in ("own", "transformers"):
+        with pytest.raises(ConfigError, match="embedded base's drawings only"):
+            describer_of(config(captioner=name), real, QUIET)
+        assert describer_of(config(captioner=name), embedded, QUIET)
+    with pytest.raises(ConfigError, match="tagger needs its folder"):
+        describer_of(config(captioner="tagger"), embedded, QUIET)
+    with pytest.raises(ConfigError, match="Did you mean 'transformers'"):
+        describer_of(config(captioner="transformer"), embedded, QUIET)
+    assert describer_of(config(captioner="filename"), real, QUIET)
+    assert describer_of(config(captioner="template"), real, QUIET) is None
+
+
+def test_what_to_type_for_the_captioner_of_a_run(
+    embedded: BaseFacts, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "selected_tags.csv").touch()
+    known = {
+        "": config(),
+        f' --captioner transformers --model "{tiny}"': config(captioner_folder=str(tiny)),
+        f' --captioner tagger --model "{tmp_path}"': config(captioner_folder=str(tmp_path)),
+        " --captioner filename": config(captioner="filename"),
+    }
+    for flags, settings in known.items():
+        assert caption_flags(settings, embedded) == flags
 
 
 def test_nothing_is_loaded_before_a_photo_needs_it(embedded: BaseFacts, tmp_path: Path) -> None:
@@ -244,63 +270,13 @@ def test_a_run_trains_on_the_captioners_words_and_shows_them(
     train: Callable[..., Outcome], photos: Path, tiny: Path, tmp_path: Path
 ) -> None:
     out = train(f"caption.captioner_folder={tiny}", "caption.trigger=zqx").done().out
-    assert "Describing photos with the captioner in" in out
+    assert "Describing photos with the transformers captioner in" in out
     assert "1 captions from .txt files, 2 by the captioner" in out
-    assert f'likeness caption "{photos}" --captioner "{tiny}"' in out
-    text = load_captioner(tiny, CPU).caption(Image.open(photos / "1.png").convert("RGB"), "face")
+    assert f'likeness caption "{photos}" --captioner transformers --model "{tiny}"' in out
+    text = load(tiny).describe(Image.open(photos / "1.png").convert("RGB"), "face")
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"zqx person, {text}" in report
     assert "caption: captioner" in report
-
-
-# -- likeness caption
-
-
-def test_captions_are_written_and_never_overwritten_unasked(
-    cli: Cli, tiny: Path, tmp_path: Path
-) -> None:
-    folder = save_photos(tmp_path / "anna")
-    (folder / "2.TXT").write_text("my own", encoding="utf-8")
-    Image.open(folder / "1.png").save(folder / "1.jpg")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    before = state_of(folder)
-
-    result = cli("caption", folder, "--captioner", tiny).done()
-    after = state_of(folder)
-    assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"1.txt"}
-    written = (folder / "1.txt").read_text(encoding="utf-8")
-    assert f"1.jpg: {written}" in result.out or f"1.png: {written}" in result.out
-    assert "shares the caption of 1." in result.out
-    assert "broken.jpg" in result.out
-
-    assert "Photos with a .txt file, which stays: 4" in cli("caption", folder).done().out
-    assert state_of(folder) == after
-
-    cli("caption", folder, "--captioner", tiny, "--overwrite").done()
-    assert "my own" not in (folder / "2.TXT").read_text(encoding="utf-8")
-    assert set(state_of(folder)) == set(after)
-
-
-def test_a_captioner_that_cannot_be_loaded_leaves_the_folder_alone(
-    cli: Cli, tmp_path: Path
-) -> None:
-    folder = save_photos(tmp_path / "anna")
-    before = state_of(folder)
-    result = cli("caption", folder, "--captioner", tmp_path / "missing", "--overwrite")
-    assert result.code == 1
-    assert "no captioner in this folder" in result.err
-    assert state_of(folder) == before
-
-
-def test_written_captions_are_read_back_by_a_run(cli: Cli, tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    folder.mkdir()
-    draw_avatar(*looks(71_000_001), 64).save(folder / "a.png")
-    cli("caption", folder, "--kind", "style").done()
-    written = (folder / "a.txt").read_text(encoding="utf-8").strip()
-    (caption,) = caption_photos([photo(folder / "a.png")], trigger="zqx", class_noun="style")
-    assert (caption.text, caption.origin) == (f"zqx style, {written}", "sidecar")
 
 
 # -- how it is made
@@ -407,7 +383,7 @@ def test_training_goes_on_where_it_stopped(
     for source, target in zip((whole, work), folders, strict=True):
         making.export(SMALL, source, target)
     assert state_of(folders[0]) == state_of(folders[1])
-    assert load_captioner(folders[0], CPU).prompts == PROMPTS
+    assert load(folders[0]).prompts == PROMPTS
 
 
 def test_export_needs_a_trained_state(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import pytest
 from PIL import Image
@@ -13,8 +12,7 @@ from PIL import Image
 from trainer.scoring.copying import CopyFinder
 from trainer.scoring.reader import PromptReader
 from trainer.training.gallery import _spread
-from trainer.training.job import Job
-from trainer.training.measure import Measures, StepSamples, scorer_name
+from trainer.training.measure import Measures, StepSamples
 from trainer.training.preview import PreviewPrompt
 from trainer.types import Size
 
@@ -108,23 +106,6 @@ def test_blank_samples_are_counted_wherever_they_are() -> None:
     assert measures(None).score(1, replace(SAMPLES, shown=shown), saved=True).blank == 1
     plain = (*SAMPLES.plain[:2], black)
     assert measures(None).score(1, StepSamples(shown, plain), saved=True).blank == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "embedded", "name"),
-    [
-        ("face", True, "identity"),
-        ("face", False, "likeness"),
-        ("style", True, "style"),
-        ("style", False, "style"),
-    ],
-)
-def test_every_run_gets_the_score_that_knows_its_pictures(
-    kind: str, embedded: bool, name: str
-) -> None:
-    config: Any = SimpleNamespace(run=SimpleNamespace(kind=kind))
-    job = cast(Job, SimpleNamespace(config=config, facts=SimpleNamespace(embedded=embedded)))
-    assert scorer_name(job) == name
 
 
 def test_a_sheet_of_many_steps_shows_the_best_one() -> None:

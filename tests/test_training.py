@@ -207,8 +207,7 @@ def test_two_single_batches_weigh_what_one_of_two_does(base: Path) -> None:
     for place in range(2):
         single = type(batch)(
             batch.latents_BChw[place : place + 1],
-            batch.texts[place : place + 1],
-            batch.keys[place : place + 1],
+            batch.samples[place : place + 1],
             batch.prompt_BTD[place : place + 1] if batch.prompt_BTD is not None else None,
         )
         (learner._losses(single, 0).sum() / 2).backward()
@@ -273,7 +272,7 @@ def test_the_base_is_kept_by_its_own_predictions(
 def test_the_prior_pictures_have_captions_of_their_own(base: Path) -> None:
     learner = make_learner(base, Recipe(prior_weight=1.0))
     assert learner.prior is not None
-    assert all(text.startswith("prior") for text in learner.prior.batch(0).texts)
+    assert all(sample.text.startswith("prior") for sample in learner.prior.batch(0).samples)
 
 
 # --- the loop

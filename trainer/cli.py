@@ -11,11 +11,10 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from trainer import __version__
 from trainer.errors import Stopped, TrainerError
+from trainer.parser import build_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,170 +53,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _unexpected(error)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="likeness",
-        description="Train a Stable Diffusion LoRA of a face, an avatar or a style from a folder "
-        "of photos.",
-    )
-    parser.add_argument("--version", action="version", version=f"likeness {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands)
-    _add_sample(commands)
-    _add_inspect(commands)
-    _add_caption(commands)
-    return parser
-
-
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train a LoRA from a folder of photos",
-        description="Train a LoRA from a folder of photos. Everything else has a good default.",
-        epilog="All settings for --set, with meaning and range: docs/settings.md",
-    )
-    train.add_argument("photos", type=Path, metavar="FOLDER", help="the folder of photos")
-    train.add_argument("--kind", choices=("face", "style"), help="what is learned (default: face)")
-    train.add_argument("--trigger", metavar="WORD", help="the word that calls it up later")
-    train.add_argument("--class", dest="class_noun", metavar="NOUN", help="what the photos show")
-    train.add_argument(
-        "--base", metavar="FOLDER", help="base model (default: the embedded base, for trying out)"
-    )
-    train.add_argument("--config", type=Path, metavar="FILE.toml", help="settings file")
-    train.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.NAME=VALUE",
-        help="one setting; may be given several times",
-    )
-    train.add_argument(
-        "--output", type=Path, metavar="DIR", help="output folder (default: a new one in runs/)"
-    )
-    train.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    train.add_argument(
-        "--overwrite", action="store_true", help="replace the run in the output folder"
-    )
-
-
-def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sample = commands.add_parser(
-        "sample",
-        help="draw pictures with a LoRA file",
-        description="Draw pictures with a LoRA file on a base model.",
-    )
-    sample.add_argument("file", type=Path, metavar="FILE", help="the LoRA file")
-    sample.add_argument(
-        "--prompt", action="append", required=True, help="what to draw; may be given several times"
-    )
-    sample.add_argument("--base", metavar="FOLDER", help="the base that the file was made for")
-    sample.add_argument("--negative", default="", metavar="TEXT", help="what not to draw")
-    sample.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    sample.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
-    sample.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    sample.add_argument("--guidance", type=float, default=5.0, help="guidance (default: 5)")
-    sample.add_argument("--strength", type=float, default=1.0, help="LoRA's weight (default: 1)")
-    sample.add_argument("--width", type=int, metavar="PX", help="width (default: the base's)")
-    sample.add_argument("--height", type=int, metavar="PX", help="height (default: the base's)")
-    sample.add_argument(
-        "--output", type=Path, default=Path("samples"), metavar="DIR", help="default: samples/"
-    )
-
-
-def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    inspect = commands.add_parser(
-        "inspect",
-        help="say what is in a LoRA file",
-        description="Say what is in a LoRA file of any trainer.",
-    )
-    inspect.add_argument("file", type=Path, metavar="FILE", help="the LoRA file")
-    inspect.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    caption = commands.add_parser(
-        "caption",
-        help="write captions for photos, to be edited before training",
-        description="Write what each photo shows into a .txt file beside it. Our own captioner "
-        "knows the embedded base's drawings only; for photos give one that knows them.",
-    )
-    caption.add_argument("photos", type=Path, metavar="FOLDER", help="the folder of photos")
-    caption.add_argument(
-        "--kind",
-        choices=("face", "style"),
-        default="face",
-        help="what will be learned (default: face, which leaves out who is shown)",
-    )
-    caption.add_argument(
-        "--captioner",
-        default="own",
-        metavar="FOLDER",
-        help="a captioning model in transformers format, such as BLIP (default: our own)",
-    )
-    caption.add_argument("--recursive", action="store_true", help="sub-folders too")
-    caption.add_argument(
-        "--overwrite", action="store_true", help="replace the .txt files that are there"
-    )
-
-
 def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
-    if options.command == "train":
-        from trainer.commands import train
-        from trainer.commands.decide import Request
+    """Call the command; only now is anything heavy imported."""
+    calls: dict[str, Callable[[argparse.Namespace, Sequence[str]], int | None]] = {
+        "train": _train,
+        "prepare": _prepare,
+        "sample": _sample,
+        "caption": _caption,
+        "inspect": _inspect,
+        "cache": _cache,
+    }
+    return calls[options.command](options, given) or 0
 
-        train.run(
-            Request(
-                photos=options.photos,
-                kind=options.kind,
-                trigger=options.trigger,
-                class_noun=options.class_noun,
-                base=options.base,
-                config=options.config,
-                overrides=tuple(options.overrides),
-                output=options.output,
-                resume=options.resume,
-                overwrite=options.overwrite,
-                command=_quoted(["likeness", *given]),
-            )
+
+def _train(options: argparse.Namespace, given: Sequence[str]) -> None:
+    from trainer.commands import train
+    from trainer.commands.decide import Request
+
+    train.run(
+        Request(
+            photos=options.photos,
+            kind=options.kind,
+            trigger=options.trigger,
+            class_noun=options.class_noun,
+            base=options.base,
+            config=options.config,
+            overrides=tuple(options.overrides),
+            output=options.output,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            command=_quoted(["likeness", *given]),
         )
-    elif options.command == "sample":
-        from trainer.commands import sample
+    )
 
-        sample.run(
-            sample.Request(
-                file=options.file,
-                prompts=tuple(options.prompt),
-                base=options.base,
-                negative=options.negative,
-                seed=options.seed,
-                count=options.count,
-                steps=options.steps,
-                guidance=options.guidance,
-                strength=options.strength,
-                width=options.width,
-                height=options.height,
-                output=options.output,
-            )
+
+def _prepare(options: argparse.Namespace, _given: Sequence[str]) -> int:
+    from trainer.commands import prepare
+
+    return prepare.run(
+        prepare.Request(
+            photos=options.photos,
+            kind=options.kind,
+            trigger=options.trigger,
+            class_noun=options.class_noun,
+            base=options.base,
+            config=options.config,
+            overrides=tuple(options.overrides),
+            json=options.json,
+            page=options.page,
         )
-    elif options.command == "caption":
-        from trainer.commands import caption
+    )
 
-        caption.run(
-            caption.Request(
-                photos=options.photos,
-                kind=options.kind,
-                captioner=options.captioner,
-                recursive=options.recursive,
-                overwrite=options.overwrite,
-            )
+
+def _sample(options: argparse.Namespace, _given: Sequence[str]) -> None:
+    from trainer.commands import sample
+
+    sample.run(
+        sample.Request(
+            file=options.file,
+            prompts=tuple(options.prompt),
+            base=options.base,
+            negative=options.negative,
+            seed=options.seed,
+            count=options.count,
+            steps=options.steps,
+            guidance=options.guidance,
+            strength=options.strength,
+            width=options.width,
+            height=options.height,
+            output=options.output,
         )
-    else:
-        from trainer.commands import inspect
+    )
 
-        inspect.run(options.file, as_json=options.json)
-    return 0
+
+def _caption(options: argparse.Namespace, _given: Sequence[str]) -> None:
+    from trainer.commands import caption
+
+    caption.run(
+        caption.Request(
+            photos=options.photos,
+            kind=options.kind,
+            captioner=options.captioner,
+            model=options.model,
+            prompt=options.prompt,
+            threshold=options.threshold,
+            character_threshold=options.character_threshold,
+            exclude=options.exclude,
+            rating=options.rating,
+            recursive=options.recursive,
+            overwrite=options.overwrite,
+        )
+    )
+
+
+def _inspect(options: argparse.Namespace, _given: Sequence[str]) -> None:
+    from trainer.commands import inspect
+
+    inspect.run(options.file, as_json=options.json)
+
+
+def _cache(options: argparse.Namespace, _given: Sequence[str]) -> None:
+    from trainer.commands import cache
+
+    cache.run(
+        cache.Request(prune_days=options.prune_days, limit_gb=options.limit_gb, clear=options.clear)
+    )
 
 
 def _quiet_libraries() -> None:

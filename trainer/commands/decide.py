@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
-from trainer.commands.describe import OWN, describer_of
+from trainer.commands.describe import OWN
+from trainer.commands.material import Material, gather
 from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
     Layer,
@@ -24,9 +26,9 @@ from trainer.config.reader import (
     read_toml,
 )
 from trainer.config.settings import TrainConfig
-from trainer.data.buckets import bucket_counts, bucket_photos, make_buckets
-from trainer.data.captions import caption_photos
-from trainer.data.photos import PhotoScan, require_usable, scan_folder
+from trainer.data.buckets import bucket_counts
+from trainer.data.photos import PhotoScan
+from trainer.doctor.words import brief
 from trainer.errors import ConfigError, UsageError
 from trainer.families import BaseFacts
 from trainer.optim import OPTIMIZERS
@@ -42,6 +44,7 @@ from trainer.training.run_folder import (
     open_root,
     require_free,
 )
+from trainer.training.scorer import check_scorer
 
 RUNS = Path("runs")
 
@@ -74,52 +77,40 @@ def decide(request: Request, console: Console) -> Job:
         overwrite=request.overwrite,
         runs=RUNS,
     )
-    resolved, facts = _settings(request, root)
-    config = resolved.config
-    scan = scan_folder(request.photos, recursive=config.data.recursive)
-    photos = require_usable(scan, skip_bad=config.data.skip_bad)
-    resolved = fill_unset(
-        resolved,
-        {"data.resolution": facts.resolution, "data.bucket_step_px": facts.bucket_step_px},
-        "by base",
-    )
-    resolved = fill_unset(
-        resolved, {"run.name": file_stem(request.photos.resolve().name)}, "the photo folder"
-    )
+    resolved, facts = settings_of(request, root)
     config = resolved.config
     _check_choices(config, facts)
+    check_scorer(config, facts)
     folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
     if not (request.overwrite or holds_run(root)):
         require_free(folder)
-    captioned = caption_photos(
-        photos,
-        trigger=config.caption.trigger,
-        class_noun=config.caption.class_noun,
-        template=config.caption.template,
-        use_sidecars=config.caption.use_sidecars,
-        describe=describer_of(config, facts, console),
-    )
-    buckets = make_buckets(
-        config.data.resolution or facts.resolution,
-        step_px=config.data.bucket_step_px or facts.bucket_step_px,
-        max_aspect=config.data.max_aspect,
-    )
+    material = gather(request.photos, resolved, facts, console, strict=True)
+    class_pictures = material.pictures_of("class")
+    if class_pictures:
+        resolved = fill_unset(resolved, {"objective.prior_weight": 1.0}, "the class set")
+        _require_prior(resolved.config)
     job = Job(
         source=request.photos,
-        config=config,
+        config=resolved.config,
         origins=resolved.origins,
         facts=facts,
         folder=folder,
-        photos=bucket_photos(captioned, buckets),
+        photos=material.photos_of("subject"),
+        pictures=material.pictures_of("subject"),
+        class_pictures=class_pictures,
+        styles=material.styles,
         command=request.command,
     )
     open_root(root)
-    _say_what(job, scan, console)
+    _say_what(job, material, console)
     return job
 
 
-def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
-    """The settings in their layers, and the facts of the base they name."""
+def settings_of(request: Request, root: Path | None = None) -> tuple[Resolved, BaseFacts]:
+    """The settings in their layers, complete, and the facts of the base they name.
+
+    root: the folder of the run, whose own settings come first when it goes on.
+    """
     typed: list[tuple[str, Any]] = [
         (name, value)
         for name, value in (
@@ -131,7 +122,7 @@ def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
         if value is not None
     ]
     layers: list[Layer] = []
-    if request.resume and (root / SETTINGS_FILE).is_file():
+    if root and request.resume and (root / SETTINGS_FILE).is_file():
         layers.append(_saved_settings(root / SETTINGS_FILE))
     if request.config:
         layers.append(read_toml(request.config, request.config.name))
@@ -144,7 +135,20 @@ def _settings(request: Request, root: Path) -> tuple[Resolved, BaseFacts]:
     if preset.is_file():  # a kind that does not exist is explained with the other settings
         layers.insert(0, read_toml(preset, f"preset {preset.stem}"))
     resolved = build_config(layers)
-    return resolved, base_facts(base)
+    facts = base_facts(base)
+    by_base = {"data.resolution": facts.resolution, "data.bucket_step_px": facts.bucket_step_px}
+    resolved = fill_unset(resolved, by_base, "by base")
+    name = file_stem(request.photos.resolve().name)
+    return fill_unset(resolved, {"run.name": name}, "the photo folder"), facts
+
+
+def _require_prior(config: TrainConfig) -> None:
+    if not config.objective.prior_weight:
+        raise ConfigError(
+            "There is a class set, but class pictures are switched off.",
+            where="objective.prior_weight = 0",
+            fix="Set it to 1, or take the class set out of data.sets.",
+        )
 
 
 def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
@@ -177,35 +181,25 @@ def _saved_settings(path: Path) -> Layer:
     return layer
 
 
-def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
+def _say_what(job: Job, material: Material, console: Console) -> None:
     config, caption = job.config, job.config.caption
 
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
-    origins = Counter(photo.captioned.origin for photo in job.photos)
+    origins = Counter(photo.origin for photo in job.photos)
     captions = f"{origins['sidecar']} captions from .txt files"
     if origins["captioner"]:
         captions += f", {origins['captioner']} by the captioner"
     if origins["template"]:
         captions += f", {origins['template']} are '{_template_words(job)}'"
-    buckets = ", ".join(f"{n} at {size}" for size, n in sorted(bucket_counts(job.photos).items()))
+    counts = bucket_counts(job.plain_pictures)
+    buckets = ", ".join(f"{n} at {size}" for size, n in sorted(counts.items()))
     say(f"Photos    {len(job.photos)} in {job.source} ({captions}); {buckets} px")
-    skipped = [
-        f"{count} {words}"
-        for count, words in (
-            (len(scan.problems), "that cannot be used"),
-            (scan.hidden, "hidden"),
-            (scan.other, "that are no pictures"),
-        )
-        if count
-    ]
-    if skipped:
-        say(f"          skipped files: {', '.join(skipped)}")
-    for problem in scan.problems:
-        say(f"          {problem.path.name} {problem.reason}. {problem.fix}", "yellow")
-    for group in scan.duplicates:
-        say(f"          the same picture: {', '.join(path.name for path in group)}", "yellow")
+    if skipped := _skipped([kept.scan for kept in material.sets]):
+        say(f"          skipped files: {skipped}")
+    for line in brief(material.diagnosis):
+        say(f"          {line}")
     if origins["captioner"]:
         say(f"          the captioner's are in the report; to edit them first: {_edit_words(job)}")
     say(
@@ -220,6 +214,15 @@ def _say_what(job: Job, scan: PhotoScan, console: Console) -> None:
         f"{config.optimizer.learning_rate:g} ({_preset_words(job)})"
     )
     say(f"Output    {job.folder.root}")
+
+
+def _skipped(scans: Sequence[PhotoScan]) -> str:
+    """What else is in the folders, counted."""
+    counts = (
+        (sum(scan.hidden for scan in scans), "hidden"),
+        (sum(scan.other for scan in scans), "that are no pictures"),
+    )
+    return ", ".join(f"{count} {words}" for count, words in counts if count)
 
 
 def _preset_words(job: Job) -> str:
@@ -238,6 +241,4 @@ def _edit_words(job: Job) -> str:
 
 
 def _template_words(job: Job) -> str:
-    return next(
-        photo.captioned.text for photo in job.photos if photo.captioned.origin == "template"
-    )
+    return next(photo.text for photo in job.photos if photo.origin == "template")

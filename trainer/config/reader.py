@@ -58,6 +58,9 @@ PATTERN_WORDS = {
     "run.name": "should be a file name of letters, digits, '.', '_' and '-'",
 }
 
+# What pydantic puts into a place where a value may be of several types.
+TYPE_MARKS = ("constrained-int", "list[")
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -94,13 +97,24 @@ def read_toml(path: Path, origin: str) -> Layer:
             fix="It has to be a text file in UTF-8.",
         ) from error
     try:
-        return Layer(origin, tomllib.loads(text))
+        return Layer(origin, _anchored(tomllib.loads(text), path.parent))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"The settings file is not valid TOML: {error}",
             where=f"{path}\n{_marked_line(text, str(error))}".rstrip(),
             fix="A line looks like: rank = 16   (texts in quotes, true and false in small letters)",
         ) from error
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The folders of further sets are named as seen from the settings file."""
+    data = values.get("data")
+    sets = data.get("sets") if isinstance(data, dict) else None
+    for further in sets if isinstance(sets, list) else []:
+        if isinstance(further, dict) and isinstance(further.get("folder"), str):
+            named = Path(further["folder"]).expanduser()
+            further["folder"] = str((folder / named).absolute())
+    return values
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -157,7 +171,7 @@ def build_config(layers: Sequence[Layer]) -> Resolved:
     try:
         config = TrainConfig.model_validate(merged)
     except ValidationError as error:
-        for problem in error.errors():
+        for problem in filter(_of_the_type_meant, error.errors()):
             problems += _explain(problem, origins).splitlines()
     if problems or config is None:
         count = f"{len(problems)} settings are" if len(problems) > 1 else "A setting is"
@@ -210,14 +224,23 @@ def to_toml(config: TrainConfig, origins: Mapping[str, str] | None = None) -> st
     blocks = []
     for section, values in config.model_dump(exclude_none=True).items():
         lines = [f"[{section}]"]
+        tables = []
         for name, value in values.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                tables += [_table(f"{section}.{name}", row) for row in value]
+                continue
             comment = f"  # {origins[f'{section}.{name}']}" if origins else ""
             lines.append(f"{name} = {_toml_value(value)}{comment}")
-        blocks.append("\n".join(lines))
+        blocks += ["\n".join(lines), *tables]
     return "\n\n".join(blocks) + "\n"
 
 
-def _toml_value(value: str | int | float | bool) -> str:
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    return "\n".join([f"[[{name}]]", *lines])
+
+
+def _toml_value(value: object) -> str:
     # JSON's texts, numbers, true and false are TOML's too, but for the character "delete".
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -248,17 +271,29 @@ def _unknown(dotted: str, known: Mapping[str, str]) -> str:
     return f"no such setting; did you mean {near[0]}?" if near else "no such setting"
 
 
+def _of_the_type_meant(problem: Any) -> bool:
+    """False for what pydantic says of the other type where a value may be of two."""
+    of_two = any(str(part).startswith(TYPE_MARKS) for part in problem["loc"])
+    kind = "int_type" if isinstance(problem["input"], list) else "list_type"
+    return not (of_two and problem["type"] == kind)
+
+
 def _explain(problem: Any, origins: Mapping[str, str]) -> str:
-    dotted = ".".join(str(part) for part in problem["loc"][:2])
+    place = [str(part) for part in problem["loc"] if not str(part).startswith(TYPE_MARKS)]
+    dotted = ".".join(place[:2])
+    inside = ".".join(place[2:])  # of a further set: its number and the setting
+    if problem["type"] == "extra_forbidden" and inside:
+        return f"{dotted}.{inside} ({origins.get(dotted, '')}): no such setting of a set"
     if not dotted:
         return str(problem["msg"]).removeprefix("Value error, ")
     message = str(problem["msg"])
     if problem["type"] == "string_pattern_mismatch":
-        message = PATTERN_WORDS[dotted]
+        message = PATTERN_WORDS["caption.trigger" if inside else dotted]
     message = message[:1].lower() + message[1:]
     message = message.removeprefix("value error, ").replace("input should", "should")
     given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
-    return f"{dotted} ({origins.get(dotted, '')}): {message}{given}"
+    name = f"{dotted}.{inside}" if inside else dotted
+    return f"{name} ({origins.get(dotted, '')}): {message}{given}"
 
 
 def _marked_line(text: str, message: str) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from trainer.config.fields import Section
+from trainer.config.photo_settings import SetSettings
 from trainer.config.settings import section_models
 
 HEAD = """# Settings
@@ -26,18 +28,34 @@ def render_settings() -> str:
     parts = [HEAD]
     for section, model in section_models().items():
         parts.append(f"## {section}\n\n{model.__doc__}\n")
-        parts.append("| setting | default | range | what it does |\n| --- | --- | --- | --- |")
-        rows = [
-            f"| `{section}.{name}` | {_default(field)} | {_range(field)} | {field.description} |"
-            for name, field in model.model_fields.items()
-        ]
-        parts.append("\n".join(rows) + "\n")
+        parts.append(_rows(f"{section}.", model))
+        if section == "data":
+            parts.append(f"### [[data.sets]]\n\n{SetSettings.__doc__}\n")
+            parts.append(_rows("", SetSettings))
     return "\n".join(parts).replace("|\n\n|", "|\n|")
 
 
+def _rows(prefix: str, model: type[Section]) -> str:
+    rows = ["| setting | default | range | what it does |", "| --- | --- | --- | --- |"]
+    rows += [
+        f"| `{prefix}{name}` | {_default(field)} | {_range(field)} | {_cell(field)} |"
+        for name, field in model.model_fields.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _cell(field: FieldInfo) -> str:
+    """The sentence; in a Markdown table a bar would end the cell."""
+    return str(field.description).replace("|", "\\|")
+
+
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "to be given"
     if field.default is None:
         return "decided later"
+    if field.default == "":
+        return "none"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     return f"`{field.default}`"
@@ -51,14 +69,29 @@ def _range(field: FieldInfo) -> str:
         return annotation.removeprefix("typing.Literal[").removesuffix("]").replace("'", "`")
     if field.annotation is bool:
         return "`true`, `false`"
-    limits = {
+    limits = _limits(field)
+    words = " ".join(f"{sign} {value:g}" for sign, value in limits.items())
+    if "list[" in annotation:
+        return "tables" if "SetSettings" in annotation else f"{words}{unit} each, or a list"
+    return f"{words}{unit}".strip() or "text"
+
+
+def _limits(field: FieldInfo) -> dict[str, float]:
+    marks = list(field.metadata)
+    if field.annotation and "Annotated" in str(field.annotation):
+        marks += [m for part in get_args(field.annotation) for m in _marks(part)]
+    return {
         sign: getattr(limit, name)
-        for limit in field.metadata
+        for limit in marks
         for name, sign in (("ge", "from"), ("gt", "over"), ("le", "to"), ("lt", "below"))
         if hasattr(limit, name)
     }
-    words = " ".join(f"{sign} {value:g}" for sign, value in limits.items())
-    return f"{words}{unit}".strip() or "text"
+
+
+def _marks(part: Any) -> list[Any]:
+    """The limits that an `Annotated` type carries."""
+    found = getattr(part, "__metadata__", ())
+    return [mark for field in found for mark in getattr(field, "metadata", [field])]
 
 
 if __name__ == "__main__":

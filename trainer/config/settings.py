@@ -7,96 +7,12 @@ photo folder" and is filled in once those are known (`trainer.config.reader.fill
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-
-def setting(default: Any, sentence: str, unit: str = "", **limits: Any) -> Any:
-    """A pydantic field with its sentence and unit."""
-    extra: Any = {"unit": unit} if unit else None
-    return Field(default, description=sentence, json_schema_extra=extra, **limits)
-
-
-class Section(BaseModel):
-    """Frozen and strict: an unknown name, `true` for a number or a number in quotes is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-class DataSettings(Section):
-    """Which photos, and how they become training pictures."""
-
-    resolution: int | None = setting(
-        None,
-        "side of a square training picture; other shapes get the same area; default by base",
-        "px",
-        ge=32,
-        le=2048,
-    )
-    bucket_step_px: int | None = setting(
-        None,
-        "sides of training pictures are multiples of this; default by base "
-        "(64 for real bases, 16 for the embedded one)",
-        "px",
-        ge=8,
-        le=256,
-    )
-    max_aspect: float = setting(
-        2.0, "longest side over shortest side of a training picture at most", ge=1.0, le=4.0
-    )
-    recursive: bool = setting(False, "look for photos in sub-folders too")
-    skip_bad: bool = setting(False, "train on the usable photos when some cannot be used")
-    flip: bool = setting(
-        False, "also train on mirrored photos; leave off for a face that is not symmetric"
-    )
-    repeats: int = setting(1, "how often each photo comes in an epoch", ge=1, le=1000)
-    batch_size: int = setting(1, "photos in one step", "photos", ge=1, le=64)
-    background: str = setting(
-        "#ffffff", "colour behind transparent pictures", pattern=r"^#[0-9a-fA-F]{6}$"
-    )
-    cache: bool = setting(True, "keep encoded photos on disk for the next run")
-
-
-class CaptionSettings(Section):
-    """The texts that the photos are trained on."""
-
-    trigger: str = setting(
-        "ohwx",
-        "the word that will call up what was learned; one that means nothing yet",
-        min_length=1,
-        max_length=64,
-        pattern=r"^[^\s,{}()<>:\[\]]+$",
-    )
-    class_noun: str = setting(
-        "person",
-        "what the photos show in general: 'person', 'dog', 'style'",
-        min_length=1,
-        max_length=64,
-    )
-    template: str = setting(
-        "{trigger} {class}",
-        "caption of a photo that has no .txt beside it, where there is no captioner",
-        min_length=1,
-    )
-    use_sidecars: bool = setting(True, "use the .txt files beside the photos as captions")
-    captioner: str = setting(
-        "auto",
-        "what describes photos that have no .txt beside them: 'blip', 'none', or 'auto', which is "
-        "blip where caption.captioner_folder is given and on the embedded base",
-        min_length=1,
-    )
-    captioner_folder: str = setting(
-        "own",
-        "folder of a captioning model in transformers format, such as BLIP, or 'own' for ours, "
-        "which knows the embedded base's drawings only",
-        min_length=1,
-    )
-    dropout: float = setting(
-        0.0, "share of steps in which a photo is trained without its caption", ge=0.0, le=1.0
-    )
+from trainer.config.fields import Section, setting
+from trainer.config.photo_settings import CaptionSettings, DataSettings
 
 
 class ModelSettings(Section):
@@ -266,6 +182,16 @@ class PreviewSettings(Section):
     sampling_steps: int = setting(20, "denoising steps of a sample", ge=1, le=200)
     guidance_scale: float = setting(6.0, "how closely samples follow the prompt", ge=1.0, le=30.0)
     seed: int = setting(1000, "seed of the first sample; others count up", ge=0, le=2**31 - 1)
+    scorer: Literal["auto", "own", "plain", "face", "folder"] = setting(
+        "auto",
+        "what likeness is measured by: own = our identity net, for the embedded base; plain = "
+        "without a network; face = SFace, which needs data.face_recognizer_file; folder = a CLIP "
+        "or DINO model in preview.scorer_folder; auto = own on the embedded base, else folder "
+        "where one is given, else plain",
+    )
+    scorer_folder: str = setting(
+        "", "folder of a CLIP or DINOv2 model in transformers format that likeness is measured by"
+    )
 
 
 class TrainConfig(BaseModel):
@@ -291,11 +217,12 @@ class TrainConfig(BaseModel):
                 f"run.stop_at_step ({run.stop_at_step}) is beyond run.total_steps "
                 f"({run.total_steps})"
             )
-        if data.resolution and data.bucket_step_px and data.resolution < data.bucket_step_px:
-            problems.append(
-                f"data.resolution ({data.resolution}) is smaller than data.bucket_step_px "
-                f"({data.bucket_step_px})"
-            )
+        for side in data.resolutions:
+            if data.bucket_step_px and side < data.bucket_step_px:
+                problems.append(
+                    f"data.resolution ({side}) is smaller than data.bucket_step_px "
+                    f"({data.bucket_step_px})"
+                )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -2,7 +2,9 @@
 
 The key is a hash of every input (the photo's bytes, the model's weights, the size, the version of
 the code), so an entry is never out of date: whatever changes, the key changes. Each file carries
-a checksum, and whatever does not match it is made again.
+a checksum, and whatever does not match it is made again. Several runs may share a folder: entries
+are written under another name and then put in place at once, and whichever run writes a key, it
+writes the same tensors.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import safetensors.torch
@@ -21,29 +23,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-_CHECKSUM = "sha256"
+from trainer import __version__
+from trainer.data.cache_folder import CHECKSUM, delete, entry_path, left_overs
+from trainer.data.cache_folder import cache_root as cache_root
 
+# The date of an entry says when it was last used; it is not renewed more often than this.
+_TOUCH_SECONDS = 24 * 60 * 60
+# As much of a photo's name or of a text as an entry names as what it was made of.
+_SOURCE_LETTERS = 200
 
-def cache_root() -> Path:
-    """The folder for all caches: `LIKENESS_CACHE`, else the platform's place for a user's caches.
-
-    Nothing is created.
-    """
-    chosen = os.environ.get("LIKENESS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home folder, as in some containers
-        return Path(tempfile.gettempdir()) / "likeness-cache"
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else home / "AppData" / "Local") / "likeness" / "cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "likeness"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG base directory specification: relative paths there are to be ignored.
-    return (base if base.is_absolute() else home / ".cache") / "likeness"
+# Names and shapes of the tensors of an entry; -1 is any length.
+Shapes = Mapping[str, Sequence[int]]
 
 
 def fingerprint(*parts: object) -> str:
@@ -89,23 +79,41 @@ class TensorCache:
         self.misses = 0
         self.notice = ""
         self._memory: dict[str, dict[str, Tensor]] = {}
+        self._swept = False
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry, on the CPU; None if there is no whole, unaltered one.
+    def get(self, key: str, shapes: Shapes | None = None) -> dict[str, Tensor] | None:
+        """The tensors of an entry, on the CPU.
+
+        Args:
+            key: a fingerprint.
+            shapes: what it must hold, and nothing else.
+
+        Returns:
+            None if there is no whole, unaltered entry of ours, if its shapes are others, or if a
+            number in it is not finite: it is then to be made again.
 
         Raises:
             ValueError: the key is not a fingerprint.
         """
         path = self._path(key)
         tensors = self._memory.get(key) or (_read(path) if path else None)
-        if tensors is None:
+        if tensors is None or not _is_sound(tensors, shapes):
             self.misses += 1
             return None
         self.hits += 1
+        if path and key not in self._memory:
+            _mark_used(path)
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+    def put(
+        self, key: str, tensors: Mapping[str, Tensor], *, kind: str = "", source: str = ""
+    ) -> None:
         """Keep an entry; a reader sees all of it or nothing, even if the power fails.
+
+        Args:
+            key: a fingerprint.
+            tensors: any shapes and number types.
+            kind, source: what the entry is and what it was made of, for whoever looks at the cache.
 
         Raises:
             ValueError: the key is not a fingerprint.
@@ -114,7 +122,9 @@ class TensorCache:
         kept = _on_cpu(tensors)
         if path and not self.notice:
             try:
-                _write(path, kept)
+                self._sweep()
+                _write(path, kept, _metadata(kept, kind, source))
+                self._memory.pop(key, None)
                 return
             except OSError as error:
                 self.notice = (
@@ -124,19 +134,57 @@ class TensorCache:
                 )
         self._memory[key] = kept
 
-    def get_or_make(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The entry, made and kept first if there is none."""
-        found = self.get(key)
+    def get_or_make(
+        self,
+        key: str,
+        make: Callable[[], Mapping[str, Tensor]],
+        *,
+        shapes: Shapes | None = None,
+        kind: str = "",
+        source: str = "",
+    ) -> dict[str, Tensor]:
+        """The entry, made and kept first if there is none; see `get` and `put`."""
+        found = self.get(key, shapes)
         if found is None:
             made = make()
-            self.put(key, made)
+            self.put(key, made, kind=kind, source=source)
             found = _on_cpu(made)
         return found
 
     def _path(self, key: str) -> Path | None:
-        if not re.fullmatch(r"[0-9a-f]{64}", key):
-            raise ValueError(f"a cache key is a fingerprint, not {key!r}")
-        return self.folder / f"{key}.safetensors" if self.folder else None
+        path = entry_path(self.folder or Path(), key)
+        return path if self.folder else None
+
+    def _sweep(self) -> None:
+        """Remove, once, what runs that died have left half written."""
+        if self.folder and not self._swept:
+            delete(left_overs(self.folder))
+        self._swept = True
+
+
+def _is_sound(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> bool:
+    if shapes is not None and not _has_shapes(tensors, shapes):
+        return False
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def _has_shapes(tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:
+    return tensors.keys() == shapes.keys() and all(
+        len(tensors[name].shape) == len(shape)
+        and all(
+            wanted in (-1, side) for side, wanted in zip(tensors[name].shape, shape, strict=True)
+        )
+        for name, shape in shapes.items()
+    )
+
+
+def _mark_used(path: Path) -> None:
+    """Renew the date of an entry, by which those that no run reads any more are told."""
+    try:
+        if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
+            os.utime(path)
+    except OSError:  # a folder that may only be read, or an entry that was deleted just now
+        return
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,18 +194,35 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    data = safetensors.torch.save(tensors, {_CHECKSUM: _checksum(tensors)})
+def _metadata(tensors: Mapping[str, Tensor], kind: str, source: str) -> dict[str, str]:
+    return {
+        CHECKSUM: _checksum(tensors),
+        "kind": kind,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        # Names of files may hold bytes that are no text.
+        "source": source[:_SOURCE_LETTERS].encode("utf-8", "replace").decode("utf-8"),
+    }
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    data = safetensors.torch.save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    # The number of the process is not enough where several computers share a folder.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            # Windows refuses while another run reads the file: then it has written it, too.
+            if _read(path) is None:
+                raise
     finally:
-        temporary.unlink(missing_ok=True)
+        delete([temporary])
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
@@ -165,10 +230,10 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
         header_end = 8 + int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8:header_end]).get("__metadata__", {})
+        metadata = json.loads(data[8:header_end]).get("__metadata__") or {}
     except (OSError, SafetensorError, ValueError, KeyError):  # ends in making it again
         return None
-    return tensors if metadata.get(_CHECKSUM) == _checksum(tensors) else None
+    return tensors if metadata.get(CHECKSUM) == _checksum(tensors) else None
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

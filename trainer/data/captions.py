@@ -8,19 +8,33 @@ writing an accented letter the file system uses. Photos with one stem share a si
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import re
-import unicodedata
-from collections import Counter
+import secrets
+import stat
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from trainer.data.caption_text import fill, one_line
+from trainer.data.caption_variants import CaptionStyle, dress
 from trainer.data.decode import shown
-from trainer.data.listing import stem_key
+from trainer.data.listing import list_folder, stem_key
 from trainer.errors import DataError
 from trainer.types import Captioned, Photo
 
 # A caption is a sentence or a list of tags; a larger file is something else by mistake.
 MAXIMUM_SIDECAR_BYTES = 1_000_000
+
+# Names of texts about a folder, which may stand among the photos. What follows the word may be
+# anything that does not continue it: "README first", "license-cc0".
+_NOT_CAPTIONS = re.compile(
+    r"(read.?me|licen[cs]e|copy(ing|right)|notice|credits?|attribution|authors?|sources?|notes?"
+    r"|changelog|urls?|links?)(?![^\W_])",
+    re.IGNORECASE,
+)
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BYTE_ORDER_MARKS = (
@@ -40,12 +54,14 @@ def caption_photos(
     template: str = "{trigger} {class}",
     use_sidecars: bool = True,
     describe: Callable[[Photo], str] | None = None,
+    style: CaptionStyle | None = None,
+    several_lines: bool = False,
 ) -> tuple[Captioned, ...]:
-    """Give each photo its caption.
+    """Give each photo its caption, or its captions.
 
-    `{trigger}` and `{class}` are replaced in sidecars and in the template. A sidecar or a
-    description that does not name the trigger as a whole word gets "<trigger> <class>, " in
-    front. An empty sidecar counts as none.
+    `{trigger}` and `{class}` are replaced, wherever a text comes from. Each caption names the
+    trigger exactly once: where it is missing, "<trigger> <class>, " is put in front; where it comes
+    again, later occurrences go. An empty sidecar counts as none.
 
     Args:
         photos: in any order, which is kept.
@@ -54,22 +70,32 @@ def caption_photos(
         template: the caption of photos that have no other.
         use_sidecars: False ignores all sidecars.
         describe: a captioner, asked about the photos without a sidecar; "" means it has no answer.
+        style: prefix, suffix and the like; `trigger` and `class_noun` take the place of its own.
+        several_lines: each line of a sidecar is a caption of its own; otherwise they are one.
 
     Raises:
         DataError: a sidecar cannot be read or is no caption.
     """
-    words = {"trigger": trigger, "class": class_noun}
+    style = replace(style or CaptionStyle(), trigger=trigger, class_noun=class_noun)
     sidecars = find_sidecars(photos) if use_sidecars else {}
+
+    def filled(texts: Iterable[str]) -> tuple[str, ...]:
+        whole = (fill(text, trigger, class_noun, style.separator) for text in texts)
+        return tuple(text for text in whole if text)
+
+    def texts_of(photo: Photo) -> tuple[tuple[str, ...], str]:
+        if sidecar := sidecars.get(photo.path):
+            lines = read_lines(sidecar)
+            if texts := filled(lines if several_lines else [" ".join(lines)]):
+                return texts, "sidecar"
+        if describe and (texts := filled([describe(photo)])):
+            return texts, "captioner"
+        return (fill(template, trigger, class_noun, style.separator),), "template"
+
     captioned = []
     for photo in photos:
-        sidecar = sidecars.get(photo.path)
-        text, origin = (_fill(read_sidecar(sidecar), words) if sidecar else ""), "sidecar"
-        if not text and describe:
-            text, origin = _one_line(describe(photo)), "captioner"
-        if text:
-            captioned.append(Captioned(photo, _with_trigger(text, trigger, class_noun), origin))
-        else:
-            captioned.append(Captioned(photo, _fill(template, words), "template"))
+        texts, origin = texts_of(photo)
+        captioned.append(Captioned(photo, tuple(dress(text, style) for text in texts), origin))
     return tuple(captioned)
 
 
@@ -86,19 +112,13 @@ def find_sidecars(photos: Iterable[Photo]) -> dict[Path, Path]:
     return {path: found[key] for path, key in keys.items() if key in found}
 
 
-def write_sidecar(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write a caption to a file, as UTF-8.
-
-    Raises:
-        FileExistsError: there is a file of this name, and it is not to be overwritten.
-        OSError: it cannot be written.
-    """
-    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
-        file.write(f"{text}\n")
-
-
 def read_sidecar(path: Path) -> str:
-    """The caption in a file, on one line; "" if there is none.
+    """The caption in a file, on one line; "" if there is none. Reads as `read_lines` does."""
+    return " ".join(read_lines(path))
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a sidecar that hold something, cleaned.
 
     Read as UTF-8, as UTF-16 or UTF-32 if a byte order mark says so, else as Windows-1252 (where
     captions in no UTF encoding mostly come from).
@@ -121,14 +141,76 @@ def read_sidecar(path: Path) -> str:
             where=shown(path),
             fix="A caption is a sentence or a list of tags. Shorten it, or remove it.",
         )
-    return _one_line(_decode(raw))
+    lines = (one_line(line) for line in _decode(raw).splitlines())
+    return tuple(line for line in lines if line)
 
 
-def tag_frequency(captions: Iterable[Captioned]) -> dict[str, int]:
-    """How often each tag occurs, the most frequent first; tags are what stands between commas."""
-    tags = (tag.strip().lower() for caption in captions for tag in caption.text.split(","))
-    counts = Counter(tag for tag in tags if tag)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def orphan_sidecars(
+    folder: Path, photos: Iterable[Photo] = (), *, recursive: bool = False
+) -> tuple[Path, ...]:
+    """The `.txt` files of a folder that no picture goes with, sorted by name.
+
+    A picture that cannot be used keeps its sidecar. Files that say what they are ("README.txt",
+    "license-cc0.txt", see `_NOT_CAPTIONS`) are no captions.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    pictured = {stem_key(photo.path) for photo in photos}
+    return tuple(
+        path
+        for path in sorted(list_folder(folder, recursive=recursive).other)
+        if path.suffix.lower() == ".txt"
+        and not _NOT_CAPTIONS.match(path.stem)
+        and stem_key(path) not in pictured
+    )
+
+
+def write_sidecar(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write a caption to a file, as UTF-8: all of it or nothing, even if the power goes.
+
+    A link is followed, and a file that is overwritten keeps its permissions.
+
+    Raises:
+        FileExistsError: there is a file of this name, and it is not to be overwritten.
+        OSError: it cannot be written, or is write-protected. Nothing has changed then.
+    """
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    target = path.resolve()
+    # Short, since the caption's own name may be as long as names can be; hidden from every scan.
+    temporary = target.with_name(f".likeness-{secrets.token_hex(8)}.tmp")
+    with ExitStack() as stack:
+        with temporary.open("xb") as file:
+            stack.callback(temporary.unlink, missing_ok=True)
+            file.write(f"{text}\n".encode("utf-8", "replace"))
+            file.flush()
+            os.fsync(file.fileno())
+        if not overwrite:
+            _publish(temporary, path)
+            return
+        if target.exists():
+            target.open("r+b").close()  # replacing would not ask whether it is write-protected
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless that is taken by now.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network drives have no links
+        with ExitStack() as stack:
+            path.open("x").close()
+            stack.callback(path.unlink)
+            temporary.replace(path)
+            stack.pop_all()
 
 
 def _decode(raw: bytes) -> str:
@@ -139,23 +221,3 @@ def _decode(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return raw.decode("cp1252", errors="replace")
-
-
-def _one_line(text: str) -> str:
-    """Unicode's composed form, white space in single blanks, other control characters removed."""
-    spaced = " ".join(unicodedata.normalize("NFC", text).split())
-    kept = (c for c in spaced if unicodedata.category(c) != "Cc" and c != "\ufeff")
-    return " ".join("".join(kept).split())
-
-
-def _fill(text: str, words: dict[str, str]) -> str:
-    """Replace the placeholders in one pass, so that a word that looks like one is left alone."""
-    filled = re.sub(r"\{(trigger|class)\}", lambda match: words[match[1]], text)
-    return _one_line(filled)
-
-
-def _with_trigger(text: str, trigger: str, class_noun: str) -> str:
-    word = _one_line(trigger)
-    if not word or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
-        return text
-    return f"{_one_line(f'{trigger} {class_noun}')}, {text}"

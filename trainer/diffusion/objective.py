@@ -29,7 +29,14 @@ def diffusion_loss(
     schedule: NoiseSchedule,
     timesteps_B: Tensor,
     gamma: float,
+    weights_Bhw: Tensor | None = None,
 ) -> Tensor:
-    """Weighted mean squared error of each sample, [B]."""
-    error_B = (prediction_BChw - target_BChw).square().mean(dim=(1, 2, 3))
+    """Weighted mean squared error of each sample, [B].
+
+    weights_Bhw: how much each latent counts, of mean 1 for each sample; None: all alike.
+    """
+    error_BChw = (prediction_BChw - target_BChw).square()
+    if weights_Bhw is not None:
+        error_BChw = error_BChw * weights_Bhw[:, None]
+    error_B = error_BChw.mean(dim=(1, 2, 3))
     return error_B * min_snr_weight(schedule, timesteps_B, gamma)

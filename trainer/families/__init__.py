@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -114,6 +114,14 @@ class Family(Protocol):
 
     def read_facts(self, folder: Path) -> BaseFacts | None:
         """Facts of the base in `folder`, or None when it is not of this family."""
+        ...
+
+    def token_counter(self, facts: BaseFacts) -> Callable[[str], int]:
+        """A function that counts the tokens of a text, without start and end, as the base does.
+
+        Raises:
+            ModelError: the base has no tokenizer.
+        """
         ...
 
     def load(self, facts: BaseFacts, options: LoadOptions) -> Backbone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +87,16 @@ class StableDiffusion1:
             embedded=False,
         )
 
+    def token_counter(self, facts: BaseFacts) -> Callable[[str], int]:
+        from transformers import CLIPTokenizer
+
+        _require_tokenizer(facts.folder / "tokenizer")
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(str(facts.folder), subfolder="tokenizer")
+        except LOAD_ERRORS as error:
+            raise _not_loaded(facts.folder, error) from error
+        return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
     def load(self, facts: BaseFacts, options: LoadOptions) -> StableDiffusion1Backbone:
         import diffusers
         from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -113,11 +123,7 @@ class StableDiffusion1:
             sampler = read_json(facts.folder / "scheduler" / "scheduler_config.json")["_class_name"]
             scheduler = getattr(diffusers, sampler).from_pretrained(folder, subfolder="scheduler")
         except LOAD_ERRORS as error:
-            raise ModelError(
-                f"The base model cannot be loaded: {error}",
-                where=folder,
-                fix="Copy or download the base again.",
-            ) from error
+            raise _not_loaded(facts.folder, error) from error
         for name in ("text_encoder", "unet", "vae"):
             loaded[name].to(options.device).eval().requires_grad_(False)
         set_attention(loaded["unet"], options.attention)
@@ -125,6 +131,14 @@ class StableDiffusion1:
 
 
 FAMILY = StableDiffusion1()
+
+
+def _not_loaded(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"The base model cannot be loaded: {error}",
+        where=str(folder),
+        fix="Copy or download the base again.",
+    )
 
 
 def _require_tokenizer(folder: Path) -> None:

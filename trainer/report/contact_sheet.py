@@ -66,6 +66,7 @@ def contact_sheet(
     title: str,
     subtitle: str = "",
     reference: Sequence[Image.Image] = (),
+    more: int = 0,
     marked: int | None = None,
 ) -> Image.Image:
     """Draw the sheet as an RGB picture; the same input always gives the same pixels.
@@ -75,6 +76,7 @@ def contact_sheet(
             with empty frames.
         columns: the heading of each column ("before training", "step 100").
         reference: the photos trained on, shown as a strip above; what does not fit is counted.
+        more: photos besides these, which are only counted.
         marked: the number of a column, from 0, that stands out from the others.
 
     Raises:
@@ -85,7 +87,7 @@ def contact_sheet(
             raise ValueError(f"{len(row.images)} samples for {len(columns)} columns: {row.prompt}")
     layout = _plan(rows, columns)
     head = _head(layout, title, subtitle)
-    strip = _reference_strip(layout, reference)
+    strip = _reference_strip(layout, reference, more)
     table = _table(layout, rows, columns, marked)
     blocks = [block for block in (head, strip, table) if block is not None]
     height = 2 * MARGIN_PX + sum(block.height for block in blocks)
@@ -150,13 +152,16 @@ def _head(layout: _Layout, title: str, subtitle: str) -> Image.Image:
     return block
 
 
-def _reference_strip(layout: _Layout, photos: Sequence[Image.Image]) -> Image.Image | None:
+def _reference_strip(
+    layout: _Layout, photos: Sequence[Image.Image], more: int
+) -> Image.Image | None:
     if not photos:
         return None
+    total = len(photos) + more
     smallest, largest = THUMBNAIL_PX
     most = max(1, (layout.room + STRIP_GAP_PX) // (smallest + STRIP_GAP_PX))
-    lines = min(MAX_STRIP_LINES, math.ceil(len(photos) / most))
-    per_line = min(most, math.ceil(len(photos) / lines))
+    lines = min(MAX_STRIP_LINES, math.ceil(total / most))
+    per_line = min(most, math.ceil(total / lines))
     side = min(largest, (layout.room + STRIP_GAP_PX) // per_line - STRIP_GAP_PX)
     step = side + STRIP_GAP_PX
     places = [
@@ -166,11 +171,12 @@ def _reference_strip(layout: _Layout, photos: Sequence[Image.Image]) -> Image.Im
     ]
     block = Image.new("RGB", (layout.width, 32 + lines * step + 18), PAPER)
     ImageDraw.Draw(block).text((MARGIN_PX, 0), "your photos", SOFT_INK, _font(16))
-    shown = len(photos) if len(photos) <= len(places) else len(places) - 1
+    shown = total if total <= len(places) else len(places) - 1
+    shown = min(shown, len(photos))
     for photo, place in zip(photos[:shown], places, strict=False):
         _paste_rounded(block, _square(photo, side), place)
-    if shown < len(photos):
-        _empty_frame(block, places[-1], Size(side, side), f"+{len(photos) - shown}")
+    if shown < total:
+        _empty_frame(block, places[shown], Size(side, side), f"+{total - shown}")
     return block
 
 

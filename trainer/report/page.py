@@ -114,6 +114,7 @@ class ReportData:
         scores_note: said instead of the scores where there are none.
         settings_toml: the resolved settings as they were saved.
         saved_steps: steps at which a file was written, marked in the curves.
+        more_photos: how many there are besides those shown.
         versions: program or package name to version.
         command: the command line that started the run.
     """
@@ -134,6 +135,7 @@ class ReportData:
     curve: tuple[CurvePoint, ...] = ()
     saved_steps: tuple[int, ...] = ()
     photos: tuple[PhotoRow, ...] = ()
+    more_photos: int = 0
     settings: tuple[SettingRow, ...] = ()
     settings_toml: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -69,7 +69,7 @@ class FolderEmbedder:
         from transformers import AutoImageProcessor, AutoModel
 
         try:
-            model = AutoModel.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ModelError(

@@ -6,6 +6,7 @@ import io
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -123,7 +124,7 @@ def _facts(
 ) -> TrainingFacts:
     job, names = session.job, session.backbone.names
     config = job.config
-    side = config.data.resolution or job.facts.resolution
+    side = max(config.data.resolutions or (job.facts.resolution,))
     prediction = session.learner.objective.schedule.prediction
     text_encoder_lr = config.optimizer.text_encoder_learning_rate
     return TrainingFacts(
@@ -141,10 +142,10 @@ def _facts(
         v2=names.v2,
         rank=config.adapter.rank,
         alpha=config.adapter.alpha,
-        captions=tuple(photo.captioned.text for photo in job.photos),
+        captions=tuple(text for photo in job.photos for text in photo.texts),
         repeats=config.data.repeats,
         resolution=Size(side, side),
-        buckets=bucket_counts(job.photos),
+        buckets=bucket_counts(job.plain_pictures),
         bucket_ar_error=_aspect_error(session),
         steps=step,
         epochs=session.epochs,
@@ -165,9 +166,20 @@ def _facts(
 def _shared_settings(session: Session) -> str:
     """The settings as they go into the file: without the folders of the user's machine."""
     config = session.job.config
-    names = {
+    data, preview = config.data, config.preview
+    sets = [kept.model_copy(update={"folder": Path(kept.folder).name}) for kept in data.sets]
+    names: dict[str, dict[str, Any]] = {
+        "data": {
+            "sets": sets,
+            "face_detector_file": Path(data.face_detector_file).name,
+            "face_recognizer_file": Path(data.face_recognizer_file).name,
+        },
+        "caption": {"captioner_folder": Path(config.caption.captioner_folder).name},
         "model": {"base": session.job.facts.name},
-        "preview": {"prompts": Path(config.preview.prompts).name},
+        "preview": {
+            "prompts": Path(preview.prompts).name,
+            "scorer_folder": Path(preview.scorer_folder).name,
+        },
         "objective": {"prior_prompts": Path(config.objective.prior_prompts).name},
     }
     sections = {
@@ -184,7 +196,7 @@ def _aspect_error(session: Session) -> float:
             photo.captioned.photo.size.width / photo.captioned.photo.size.height
             - photo.bucket.width / photo.bucket.height
         )
-        for photo in session.job.photos
+        for photo in session.job.plain_pictures
     ]
     return math.fsum(errors) / len(errors)
 

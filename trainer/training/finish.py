@@ -28,20 +28,24 @@ from trainer.training.job import Job
 from trainer.training.reports import read_metrics
 from trainer.training.run_folder import write_text
 from trainer.training.session import Session
+from trainer.types import Photo
+
+# More photos than these are counted, not shown.
+SHEET_PHOTOS = 80
+REPORT_PHOTOS = 300
+THUMBNAIL_PX = 256
 
 
 def write_sheet(gallery: Gallery) -> Image.Image:
     """Draw the contact sheet of all samples so far into the output folder."""
     job = gallery.session.job
-    photos = [
-        decode_upright(photo.captioned.photo.path, background=job.background)
-        for photo in job.photos
-    ]
+    photos = [_small(job, photo.photo) for photo in job.photos[:SHEET_PHOTOS]]
     caption = job.config.caption
     sheet = gallery.sheet(
         title=f"{job.folder.name}: {caption.trigger} {caption.class_noun}",
-        subtitle=f"{len(photos)} photos, trained on {base_title(job)}",
+        subtitle=f"{len(job.photos)} photos, trained on {base_title(job)}",
         photos=photos,
+        more=len(job.photos) - len(photos),
     )
     sheet.save(job.folder.contact_sheet)
     return sheet
@@ -137,6 +141,7 @@ def write_report(
             curve=tuple(CurvePoint(row["step"], row["loss"], row["rate"]) for row in rows),
             saved_steps=tuple(range(saved, config.run.total_steps + 1, saved)),
             photos=_photo_rows(job),
+            more_photos=max(0, len(job.photos) - REPORT_PHOTOS),
             settings=_setting_rows(job),
             settings_toml=to_toml(config),
             versions=versions(),
@@ -264,15 +269,22 @@ def _file_facts(session: Session, verified: Verified) -> FileFacts:
 def _photo_rows(job: Job) -> tuple[PhotoRow, ...]:
     return tuple(
         PhotoRow(
-            name=photo.captioned.photo.path.name,
-            image=decode_upright(photo.captioned.photo.path, background=job.background),
-            caption=photo.captioned.text,
-            origin=photo.captioned.origin,
-            bucket=str(photo.bucket),
-            size=str(photo.captioned.photo.size),
+            name=picture.captioned.photo.path.name,
+            image=_small(job, picture.captioned.photo),
+            caption=picture.captioned.text,
+            origin=picture.captioned.origin,
+            bucket=str(picture.bucket),
+            size=str(picture.captioned.photo.size),
         )
-        for photo in job.photos
+        for picture in job.plain_pictures[:REPORT_PHOTOS]
     )
+
+
+def _small(job: Job, photo: Photo) -> Image.Image:
+    """The photo as a thumbnail: many of them have to fit into memory."""
+    image = decode_upright(photo.path, background=job.background)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return image
 
 
 def _setting_rows(job: Job) -> tuple[SettingRow, ...]:

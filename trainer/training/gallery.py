@@ -103,7 +103,9 @@ class Gallery:
         write_text(self.folder.scores, json.dumps(rows, indent=1) + "\n")
         return scores
 
-    def sheet(self, title: str, subtitle: str, photos: Sequence[Image.Image]) -> Image.Image:
+    def sheet(
+        self, *, title: str, subtitle: str, photos: Sequence[Image.Image], more: int
+    ) -> Image.Image:
         """The contact sheet: prompts by steps, at most six of them, and the photos above."""
         choice = self.choice
         best = choice.best.step if choice else None
@@ -117,7 +119,13 @@ class Gallery:
         if marked is not None:
             columns[marked] += " \u00b7 best"
         return contact_sheet(
-            rows, columns, title=title, subtitle=subtitle, reference=photos, marked=marked
+            rows,
+            columns,
+            title=title,
+            subtitle=subtitle,
+            reference=photos,
+            more=more,
+            marked=marked,
         )
 
     def _samples(self, images: Sequence[Image.Image]) -> StepSamples:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config.settings import TrainConfig
+from trainer.data.caption_variants import CaptionStyle
 from trainer.families import BaseFacts
 from trainer.training.run_folder import RunFolder
-from trainer.types import Bucketed
+from trainer.types import Bucketed, Captioned, Variant
 
 # Settings that may differ when a run goes on: they do not change what a step computes.
 FREE_ON_RESUME = {
@@ -20,7 +21,9 @@ FREE_ON_RESUME = {
     "run.threads",
     "run.tensorboard",
     "data.cache",
+    "data.workers",
     "data.skip_bad",
+    "data.face_download",
     "model.base",  # its content is compared instead
     "preview",
 }
@@ -30,7 +33,10 @@ FREE_ON_RESUME = {
 class Job:
     """A run as it was decided.
 
-    source: the photo folder. origins: where each setting came from. command: what was typed.
+    source: the photo folder. origins: where each setting came from.
+    photos: what is learned. pictures: the training pictures made of them: one for each photo,
+    resolution and variant. class_pictures: those of the class sets; none where the base draws
+    them. styles: how captions vary, by set of photos. command: what was typed.
     """
 
     source: Path
@@ -38,8 +44,32 @@ class Job:
     origins: Mapping[str, str]
     facts: BaseFacts
     folder: RunFolder
-    photos: tuple[Bucketed, ...]
+    photos: tuple[Captioned, ...]
+    pictures: tuple[Bucketed, ...]
+    class_pictures: tuple[Bucketed, ...]
+    styles: Mapping[str, CaptionStyle]
     command: str
+
+    @property
+    def plain_pictures(self) -> tuple[Bucketed, ...]:
+        """How each photo is trained at the highest resolution when nothing about it is changed."""
+        best: dict[tuple[str, Path], Bucketed] = {}
+        for picture in self.pictures:
+            if picture.variant == Variant():
+                place = (picture.captioned.set_name, picture.captioned.photo.path)
+                held = best.get(place)
+                if held is None or held.bucket.area < picture.bucket.area:
+                    best[place] = picture
+        return tuple(best.values())
+
+    @property
+    def captions_vary(self) -> bool:
+        """Whether any photo is trained on another text at another step."""
+        captioned = [*self.photos, *(picture.captioned for picture in self.class_pictures)]
+        return any(
+            item.set_name in self.styles and self.styles[item.set_name].varies(item.texts)
+            for item in captioned
+        )
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -49,9 +79,9 @@ class Job:
 
     @property
     def square_px(self) -> int:
-        """Side of the square training pictures: the resolution in whole bucket steps."""
+        """Side of the largest square training pictures: the resolution in whole bucket steps."""
         step = self.config.data.bucket_step_px or self.facts.bucket_step_px
-        return (self.config.data.resolution or self.facts.resolution) // step * step
+        return max(self.config.data.resolutions or (self.facts.resolution,)) // step * step
 
     @property
     def last_step(self) -> int:
@@ -84,13 +114,30 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
         # The class pictures are drawn in as many steps as the samples are.
         settings["preview.sampling_steps"] = job.config.preview.sampling_steps
         prior = list(prior_texts)
-    photos = [[photo.captioned.photo.digest, photo.captioned.text] for photo in job.photos]
+    for further in settings.get("data.sets", []):
+        further.pop("folder")  # its photos are compared instead
+    photos = [_picture_facts(picture) for picture in (*job.pictures, *job.class_pictures)]
     return {
         "settings": settings,
         "photos": sorted(photos),
         "base": base_fingerprint,
         "prior": prior,
     }
+
+
+def _picture_facts(picture: Bucketed) -> list[Any]:
+    """What of a training picture must be equal, in JSON's types."""
+    photo, variant = picture.captioned.photo, asdict(picture.variant)
+    place = [picture.bucket.width, picture.bucket.height, picture.left, picture.top]
+    place += [picture.resized.width, picture.resized.height]
+    return [
+        photo.digest,
+        photo.mask_digest,
+        list(picture.captioned.texts),
+        place,
+        [variant[name] for name in sorted(variant)],
+        [picture.repeats, picture.weight],
+    ]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -102,7 +149,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     if before["photos"] != now["photos"]:
         lines.append(
-            f"the photos or captions: was {len(before['photos'])} photos, now {len(now['photos'])}"
+            f"the photos or captions: was {len(before['photos'])} training pictures, now "
+            f"{len(now['photos'])}"
             if len(before["photos"]) != len(now["photos"])
             else "the photos or captions: a picture or a text has changed"
         )

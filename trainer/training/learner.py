@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from trainer.adapters.attach import Attached, attach
 from trainer.data.batches import BatchPlan
+from trainer.data.caption_variants import CaptionStyle, vary
 from trainer.diffusion.noise import draw_for_step
 from trainer.diffusion.objective import diffusion_loss
 from trainer.diffusion.schedule import NoiseSchedule
 from trainer.families import Backbone
 from trainer.types import Batch
+
+# Embeddings of captions that vary are kept for so many texts: 77 x 2048 numbers each at most.
+KEPT_TEXTS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Learner:
         batches: of the photos.
         prior: batches of the base's own class pictures, or None.
         objective: the loss.
+        styles: how the captions of each set of photos vary, by its name; class pictures that the
+            base drew belong to none and keep their texts.
         accelerator: device and precision; only its `prepare`, `backward` and clipping are used.
     """
 
@@ -94,6 +101,7 @@ class Learner:
         prior: BatchPlan | None,
         objective: Objective,
         accelerator: Accelerator,
+        styles: Mapping[str, CaptionStyle] | None = None,
     ) -> None:
         self.backbone = backbone
         self.adapters = dict(adapters)
@@ -102,6 +110,8 @@ class Learner:
         self.prior = prior
         self.objective = objective
         self.accelerator = accelerator
+        self.styles = dict(styles or {})
+        self._embedded: dict[str, Tensor] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -112,22 +122,30 @@ class Learner:
     def loss(self, index: int) -> Tensor:
         """Loss of batch `index` since the start of training, a scalar.
 
-        Every photo weighs 1 / batch_size, also in a batch that its bucket could not fill.
+        Every photo weighs its set's weight / batch_size, also in a batch that its bucket could
+        not fill.
         """
         batch = self.batches.batch(index)
-        count = len(batch.keys)
+        count = len(batch.samples)
         prior = self.prior.batch(index) if self.prior else None
         if prior is None:
-            return self._losses(batch, index).sum() / self.objective.batch_size
-        kept = len(prior.keys) if self.objective.prior_target == "base" else 0
+            losses_B = self._losses(batch, index) * self._weights(batch)
+            return losses_B.sum() / self.objective.batch_size
+        kept = len(prior.samples) if self.objective.prior_target == "base" else 0
         if batch.latents_BChw.shape[1:] == prior.latents_BChw.shape[1:]:
             # One pass over both is quicker than two.
             losses_B = self._losses(_joined(batch, prior), index, kept)
             photos_B, prior_B = losses_B[:count], losses_B[count:]
         else:
             photos_B, prior_B = self._losses(batch, index), self._losses(prior, index, kept)
-        photo_loss = photos_B.sum() / self.objective.batch_size
-        return photo_loss + self.objective.prior_weight * prior_B.mean()
+        photo_loss = (photos_B * self._weights(batch)).sum() / self.objective.batch_size
+        prior_loss = (prior_B * self._weights(prior)).mean()
+        return photo_loss + self.objective.prior_weight * prior_loss
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """How much each sample counts, [B]."""
+        weights = [sample.weight for sample in batch.samples]
+        return torch.tensor(weights, device=self.accelerator.device)
 
     def _losses(self, batch: Batch, index: int, kept: int = 0) -> Tensor:
         """Loss of each sample, [B]; of the last `kept` against what the base itself predicts."""
@@ -149,49 +167,85 @@ class Learner:
         target_BChw = objective.schedule.target(latents_BChw, noise_BChw, timesteps_B)
         if kept:
             with torch.no_grad(), disabled(self.adapters):
-                prompt_BTD = self._prompts(_last(batch, kept), draws.keep_caption[-kept:])
+                prompt_BTD = self._prompts(_last(batch, kept), index, draws.keep_caption[-kept:])
                 base_BChw = self.backbone.predict(
                     noisy_BChw[-kept:], timesteps_B[-kept:], prompt_BTD.to(device)
                 )
             target_BChw = torch.cat([target_BChw[:-kept], base_BChw])
-        prompt_BTD = self._prompts(batch, draws.keep_caption).to(device)
+        prompt_BTD = self._prompts(batch, index, draws.keep_caption).to(device)
+        weights_Bhw = batch.weights_Bhw
         return diffusion_loss(
             self.backbone.predict(noisy_BChw, timesteps_B, prompt_BTD),
             target_BChw,
             objective.schedule,
             timesteps_B,
             objective.min_snr_gamma,
+            None if weights_Bhw is None else weights_Bhw.to(device),
         )
 
-    def _prompts(self, batch: Batch, keep: Sequence[bool]) -> Tensor:
+    def _texts(self, batch: Batch, index: int) -> list[str]:
+        """The caption of each sample at batch `index`."""
+        texts = []
+        seen: Counter[str] = Counter()
+        for sample in batch.samples:
+            style = self.styles.get(sample.set_name)
+            if style is None:
+                texts.append(sample.text)
+                continue
+            # A photo that comes twice in a batch is drawn for twice, as its noise is.
+            seen[sample.key] += 1
+            key = f"{sample.key}#{seen[sample.key]}"
+            texts.append(vary(sample.texts, style, seed=self.objective.seed, step=index, key=key))
+        return texts
+
+    def _prompts(self, batch: Batch, index: int, keep: Sequence[bool]) -> Tensor:
         """Prompt embeddings [B, T, D]; captions that are dropped become the empty text."""
-        if batch.prompt_BTD is None:
-            texts = [text if kept else "" for text, kept in zip(batch.texts, keep, strict=True)]
+        if batch.prompt_BTD is not None:
+            if all(keep):
+                return batch.prompt_BTD
+            mask_B11 = torch.tensor(keep)[:, None, None]
+            return torch.where(mask_B11, batch.prompt_BTD, self._embedding(""))
+        captions = self._texts(batch, index)
+        texts = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
+        if "text_encoder" in self.adapters:
             return self.backbone.encode_prompts(texts)
-        if all(keep):
-            return batch.prompt_BTD
-        with torch.no_grad():
-            empty_1TD = self.backbone.encode_prompts([""]).float().cpu()
-        mask_B11 = torch.tensor(keep)[:, None, None]
-        return torch.where(mask_B11, batch.prompt_BTD, empty_1TD)
+        return torch.stack([self._embedding(text) for text in texts])
+
+    def _embedding(self, text: str) -> Tensor:
+        """Prompt embeddings [T, D] float32 of a text by the frozen text encoder, kept for later."""
+        if text not in self._embedded:
+            if len(self._embedded) >= KEPT_TEXTS:
+                self._embedded.clear()
+            with torch.no_grad():
+                self._embedded[text] = self.backbone.encode_prompts([text])[0].float().cpu()
+        return self._embedded[text]
 
 
 def _last(batch: Batch, count: int) -> Batch:
     return Batch(
         latents_BChw=batch.latents_BChw[-count:],
-        texts=batch.texts[-count:],
-        keys=batch.keys[-count:],
+        samples=batch.samples[-count:],
         prompt_BTD=None if batch.prompt_BTD is None else batch.prompt_BTD[-count:],
+        weights_Bhw=None if batch.weights_Bhw is None else batch.weights_Bhw[-count:],
     )
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
-    prompt_BTD = None
+    prompt_BTD = weights_Bhw = None
     if first.prompt_BTD is not None and second.prompt_BTD is not None:
         prompt_BTD = torch.cat([first.prompt_BTD, second.prompt_BTD])
+    if first.weights_Bhw is not None or second.weights_Bhw is not None:
+        weights_Bhw = torch.cat([_weights(first), _weights(second)])
     return Batch(
         latents_BChw=torch.cat([first.latents_BChw, second.latents_BChw]),
-        texts=first.texts + second.texts,
-        keys=first.keys + second.keys,
+        samples=first.samples + second.samples,
         prompt_BTD=prompt_BTD,
+        weights_Bhw=weights_Bhw,
     )
+
+
+def _weights(batch: Batch) -> Tensor:
+    if batch.weights_Bhw is not None:
+        return batch.weights_Bhw
+    count, _, height, width = batch.latents_BChw.shape
+    return torch.ones(count, height, width)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from trainer.scoring import SCORERS, Scorer
+from trainer.scoring import Scorer
 from trainer.scoring.copying import CopyFinder
 from trainer.scoring.drift import drift, looks_blank
 from trainer.scoring.reader import PromptReader
 from trainer.training.best import StepScores
-from trainer.training.job import Job
 from trainer.training.preview import PreviewPrompt, decode, draw
 from trainer.training.prior import prior_images
+from trainer.training.scorer import fit_scorer
 from trainer.training.session import Session
 
 # Added to a sample's seed to see what another seed draws.
@@ -80,13 +80,6 @@ class Measures:
         return _mean(known) if known else None
 
 
-def scorer_name(job: Job) -> str:
-    """Which score a run gets: our own net knows who is who among the embedded base's avatars."""
-    if job.config.run.kind == "style":
-        return "style"
-    return "identity" if job.facts.embedded else "likeness"
-
-
 def fit_measures(
     session: Session, plain: Sequence[PreviewPrompt], before: Sequence[Image.Image]
 ) -> Measures:
@@ -97,20 +90,16 @@ def fit_measures(
         before: what the base draws from them.
 
     Raises:
-        ModelError: the weights of a score are missing or damaged.
+        TrainerError: what the score needs is missing or damaged (`fit_scorer`).
     """
     backbone = session.backbone
     # Photos go through the VAE too, so that its softness is not taken for a difference.
-    photos = [
-        decode(backbone, sample.latents_Chw[None])[0]
-        for sample in session.encoded.photos
-        if not sample.key.endswith("+flip")
-    ]
+    photos = [decode(backbone, sample.latents_Chw[None])[0] for sample in session.encoded.plain]
     # The empty prompt draws anything; the scale is set by other pictures of the class.
-    others = prior_images(backbone, [sample for sample in session.encoded.prior if sample.text])
+    others = prior_images(backbone, [sample for sample in session.encoded.others if sample.text])
     other_seeds = [replace(prompt, seed=prompt.seed + OTHER_SEED) for prompt in plain]
     return Measures(
-        scorer=SCORERS.load(scorer_name(session.job)).fit(photos, others),
+        scorer=fit_scorer(session.job.config, session.job.facts, photos, others),
         copies=CopyFinder.fit(photos, others),
         reader=PromptReader.load() if session.job.facts.embedded else None,
         prompts=session.prompts,

@@ -24,8 +24,9 @@ from trainer.types import CachedSample, Size
 
 @dataclass(frozen=True, slots=True)
 class PriorOptions:
-    """How the class pictures are drawn."""
+    """How the class pictures are drawn. base: its fingerprint."""
 
+    base: str
     prompts: tuple[str, ...]
     pictures: int
     size: Size
@@ -44,39 +45,15 @@ def draw_prior(
 ) -> list[CachedSample]:
     """Draw (or find in the cache) the class pictures as training samples.
 
-    Picture n uses prompt n modulo their number and a seed of its own.
+    Picture n uses prompt n modulo their number and a seed of its own. `encoding` is for the
+    prompts.
     """
-    samples = []
+    samples: list[CachedSample] = []
+    size = options.size
     for start in range(0, options.pictures, BATCH):
         numbers = range(start, min(start + BATCH, options.pictures))
         texts = [options.prompts[n % len(options.prompts)] for n in numbers]
-        entry = fingerprint(
-            "prior",
-            CACHE_FORMAT,
-            encoding.base,
-            *texts,
-            start,
-            options.size.width,
-            options.size.height,
-            options.sampling_steps,
-            options.guidance_scale,
-            options.seed,
-        )
-        seeds = [seed_of(options.seed, "prior", n) for n in numbers]
-
-        def make(texts: Sequence[str] = texts, seeds: Sequence[int] = seeds) -> dict[str, Tensor]:
-            return {
-                "latents": draw_latents(
-                    backbone,
-                    texts,
-                    seeds,
-                    size=options.size,
-                    steps=options.sampling_steps,
-                    guidance=options.guidance_scale,
-                )
-            }
-
-        latents_NChw = cache.get_or_make(entry, make)["latents"]
+        latents_NChw = _draw_batch(numbers, texts, backbone, cache, options)
         for n, text, latents_Chw in zip(numbers, texts, latents_NChw, strict=True):
             prompt_TD = None
             if encoding.cache_prompts:
@@ -85,12 +62,50 @@ def draw_prior(
                 CachedSample(
                     key=f"prior-{n}",
                     latents_Chw=latents_Chw.clone(),
-                    text=text,
+                    texts=(text,),
                     prompt_TD=prompt_TD,
+                    sizes=(size.height, size.width, 0, 0, size.height, size.width),
                 )
             )
         progress(len(samples), options.pictures)
     return samples
+
+
+def _draw_batch(
+    numbers: Sequence[int],
+    texts: Sequence[str],
+    backbone: Backbone,
+    cache: TensorCache,
+    options: PriorOptions,
+) -> Tensor:
+    """Latents [N, C, h, w] of the class pictures of these numbers."""
+    size = options.size
+    entry = fingerprint(
+        "prior",
+        CACHE_FORMAT,
+        options.base,
+        list(texts),
+        list(numbers),
+        [size.width, size.height],
+        options.sampling_steps,
+        options.guidance_scale,
+        options.seed,
+    )
+
+    def make() -> dict[str, Tensor]:
+        latents_NChw = draw_latents(
+            backbone,
+            texts,
+            [seed_of(options.seed, "prior", n) for n in numbers],
+            size=size,
+            steps=options.sampling_steps,
+            guidance=options.guidance_scale,
+        )
+        return {"latents": latents_NChw}
+
+    shape = (len(numbers), *backbone.latent_shape(size.width, size.height))
+    found = cache.get_or_make(entry, make, shapes={"latents": shape}, kind="prior", source=texts[0])
+    return found["latents"]
 
 
 # Pictures drawn at once: a power of two that a small GPU takes at 512 px.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,14 @@ from rich.console import Console
 from trainer.config.presets import prompts_path
 from trainer.data.batches import BatchPlan
 from trainer.data.cache import TensorCache, cache_root
+from trainer.data.caption_variants import vary
 from trainer.diffusion.schedule import schedule_from_config
 from trainer.errors import ConfigError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.optim import build_optimizer
 from trainer.training.device import Device, choose_device
 from trainer.training.encode import EncodeOptions, encode_photos
+from trainer.training.fingerprints import base_fingerprint, text_fingerprint, vae_fingerprint
 from trainer.training.job import Job, differences, resume_facts
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
@@ -36,16 +37,21 @@ from trainer.types import CachedSample, Size
 
 # Class pictures drawn for the score alone, when prior preservation is off.
 SCORE_PICTURES = 16
-# Files up to this size are known by their content, larger ones by size and date.
-HASHED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Training samples: of the photos, and of the class pictures the base drew."""
+    """Everything that is trained on or compared with, as latents.
+
+    photos: of every training picture. plain: of `Job.plain_pictures`. prior: of class pictures,
+    those of the class sets or else drawn by the base. others: class pictures that the base drew,
+    which scores compare with.
+    """
 
     photos: tuple[CachedSample, ...]
+    plain: tuple[CachedSample, ...]
     prior: tuple[CachedSample, ...]
+    others: tuple[CachedSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,9 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     backbone: Backbone = FAMILIES.load(job.facts.family).load(
         job.facts, LoadOptions(device.device, device.dtype, device.attention)
     )
-    _say_long_captions(job, backbone, console)
     prompts = _preview_prompts(job)
-    base = base_fingerprint(job.facts.folder, device)
-    encoded = _encode(job, backbone, base, console)
+    base = base_fingerprint(job.facts, device)
+    encoded = _encode(job, device, backbone, base, console)
     adapters = attach_adapters(
         backbone,
         AdapterPlan(
@@ -106,7 +111,8 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
         ),
     )
     learner = _learner(job, device, backbone, adapters, encoded)
-    facts = resume_facts(job, base, [sample.text for sample in encoded.prior])
+    drawn = [] if job.class_pictures else [sample.text for sample in encoded.prior]
+    facts = resume_facts(job, base, drawn)
     checkpoint = _checkpoint(job, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -131,55 +137,72 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     )
 
 
-def base_fingerprint(folder: Path, device: Device) -> str:
-    """Names the base's weights and the number format they are run in, for caches."""
-    digest = hashlib.sha256(device.precision.encode())
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".bin", ".json", ".txt") and path.is_file():
-            stat = path.stat()
-            digest.update(path.relative_to(folder).as_posix().encode())
-            if stat.st_size <= HASHED_BYTES:
-                digest.update(path.read_bytes())
-            else:
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _encode(job: Job, backbone: Backbone, base: str, console: Console) -> Encoded:
+def _encode(job: Job, device: Device, backbone: Backbone, base: str, console: Console) -> Encoded:
     config = job.config
     cache = TensorCache(cache_root() if config.data.cache else None)
     options = EncodeOptions(
-        base=base,
+        vae=vae_fingerprint(job.facts, device),
+        text=text_fingerprint(job.facts, device),
         background=job.background,
-        flip=config.data.flip,
-        cache_prompts=not config.adapter.text_encoder,
+        transparency=config.data.transparency,
+        face_weight=config.data.face_weight,
+        cache_prompts=not (config.adapter.text_encoder or job.captions_vary),
+        workers=config.data.workers or min(8, os.cpu_count() or 1),
     )
     photos = encode_photos(
-        job.photos, backbone, cache, options, stage_progress(console, "photos encoded")
+        job.pictures, backbone, cache, options, stage_progress(console, "photos encoded")
     )
-    prior: list[CachedSample] = []
-    wanted = config.objective.prior_pictures if config.objective.prior_weight else 0
-    if not wanted and config.preview.every_steps:
-        wanted = SCORE_PICTURES
-    if wanted:
-        side = job.square_px
-        prior = draw_prior(
-            backbone,
-            cache,
-            PriorOptions(
-                prompts=_prior_prompts(job),
-                pictures=wanted,
-                size=Size(side, side),
-                sampling_steps=config.preview.sampling_steps,
-                guidance_scale=config.objective.prior_guidance_scale,
-                seed=config.run.seed,
-            ),
-            options,
-            stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
-        )
+    samples = dict(zip(job.pictures, photos, strict=True))
+    prior = encode_photos(
+        job.class_pictures,
+        backbone,
+        cache,
+        options,
+        stage_progress(console, "pictures of the class encoded"),
+    )
+    others = _draw_class(job, backbone, cache, options, base, console)
     if cache.notice:
         console.print(cache.notice, style="yellow", soft_wrap=True)
-    return Encoded(tuple(photos), tuple(prior))
+    return Encoded(
+        photos=tuple(photos),
+        plain=tuple(samples[picture] for picture in job.plain_pictures),
+        prior=tuple(prior or others),
+        others=tuple(others),
+    )
+
+
+def _draw_class(
+    job: Job,
+    backbone: Backbone,
+    cache: TensorCache,
+    options: EncodeOptions,
+    base: str,
+    console: Console,
+) -> list[CachedSample]:
+    """Class pictures by the base: as many as are trained on, or a few for the scores alone."""
+    config = job.config
+    trained_on = config.objective.prior_weight and not job.class_pictures
+    wanted = config.objective.prior_pictures if trained_on else 0
+    if not wanted and config.preview.every_steps:
+        wanted = SCORE_PICTURES
+    if not wanted:
+        return []
+    side = job.square_px
+    return draw_prior(
+        backbone,
+        cache,
+        PriorOptions(
+            base=base,
+            prompts=_prior_prompts(job),
+            pictures=wanted,
+            size=Size(side, side),
+            sampling_steps=config.preview.sampling_steps,
+            guidance_scale=config.objective.prior_guidance_scale,
+            seed=config.run.seed,
+        ),
+        options,
+        stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
+    )
 
 
 def _prior_prompts(job: Job) -> tuple[str, ...]:
@@ -191,7 +214,11 @@ def _prior_prompts(job: Job) -> tuple[str, ...]:
     caption, settings = job.config.caption, job.config.objective
     path = prompts_path(settings.prior_prompts)
     lines = read_prompts(path, caption.trigger, caption.class_noun, _defaults(job))
-    bare = [without_word(photo.captioned.text, caption.trigger) for photo in job.photos]
+    bare = []
+    for photo in job.photos:
+        style = job.styles[photo.set_name]
+        text = vary(photo.texts, style, seed=0, step=0, key=photo.photo.digest)
+        bare.append(without_word(text, style.trigger))
     own = list(dict.fromkeys(text for text in bare if text))
     count = max(len(lines), len(own), 1)
     prompts: list[str] = []
@@ -226,7 +253,6 @@ def _learner(
         encoded.photos,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
-        repeats=config.data.repeats,
     )
     prior = None
     if config.objective.prior_weight:
@@ -244,7 +270,9 @@ def _learner(
         batch_size=config.data.batch_size,
         seed=config.run.seed,
     )
-    return Learner(backbone, adapters, optimizer, batches, prior, objective, accelerator)
+    return Learner(
+        backbone, adapters, optimizer, batches, prior, objective, accelerator, job.styles
+    )
 
 
 def _defaults(job: Job) -> PreviewDefaults:
@@ -283,16 +311,3 @@ def _checkpoint(job: Job, facts: dict[str, Any], console: Console) -> Checkpoint
     console.print(f"Going on from step {checkpoint.step}.", highlight=False)
     return checkpoint
 
-
-def _say_long_captions(job: Job, backbone: Backbone, console: Console) -> None:
-    longest = 75  # CLIP's 77 tokens without start and end
-    for photo in job.photos:
-        count = backbone.token_count(photo.captioned.text)
-        if count > longest:
-            console.print(
-                f"The caption of {photo.captioned.photo.path.name} has {count} tokens; "
-                f"what comes after {longest} is cut off.",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
