@@ -27,10 +27,11 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or fills the user's own cache."""
+    """No test reads or fills the user's own caches."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_CACHE", str(folder))
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
         yield folder
 
 

@@ -282,10 +282,10 @@ def best_of(folder: Path) -> int | None:
 def set_likeness(folder: Path, likeness: dict[int, float]) -> None:
     """Change the likeness in a run's scores, so that another step is the best."""
     path = folder / "scores.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    for row in rows:
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for row in kept["scores"]:
         row["trigger"] = likeness.get(row["step"], row["trigger"])
-    path.write_text(json.dumps(rows), encoding="utf-8")
+    path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def test_the_best_file_holds_the_step_that_the_report_names(whole: Path) -> None:
@@ -306,7 +306,7 @@ def test_every_save_is_scored(train: Train, prompts: Path, tmp_path: Path) -> No
     """At the steps of both settings, and at the end; only saved steps can be the best."""
     settings = ("run.total_steps=7", "run.save_every_steps=2", "preview.every_steps=3")
     train(*settings, f"preview.prompts={prompts}").done()
-    rows = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))["scores"]
     assert [row["step"] for row in rows] == [0, 2, 3, 4, 6, 7]
     assert [row["step"] for row in rows if row["saved"]] == [2, 4, 6, 7]
 
@@ -379,7 +379,7 @@ def test_scores_of_other_prompts_are_not_compared(
     own = tmp_path / "own.txt"
     own.write_text("a {trigger} {class} at sea\n{class} --d 8\n", encoding="utf-8")
     train("--resume", f"preview.prompts={own}").done()
-    rows = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))["scores"]
     assert [row["step"] for row in rows] == [0, 2, 4]
     for step in (0, 2, 4):
         with Image.open(tmp_path / "out" / "previews" / f"step-00000{step}_01.png") as image:

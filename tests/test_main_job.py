@@ -47,7 +47,8 @@ class Run:
         self.folder = folder
         self.lines = result.stdout.splitlines()
         self.peak_gib = int(self.lines[-1].removeprefix("peak ")) / 2**20
-        self.scores: list[dict[str, Any]] = json.loads((folder / "scores.json").read_text())
+        kept = json.loads((folder / "scores.json").read_text())
+        self.scores: list[dict[str, Any]] = kept["scores"]
 
     def samples(self, step: int, *, triggered: bool) -> list[Image.Image]:
         """The run's own samples of the prompts that hold the trigger, with or without it."""

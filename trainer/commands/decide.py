@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
-from trainer.commands.describe import OWN
+from trainer.commands.describe import caption_flags
 from trainer.commands.material import Material, gather
 from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
@@ -235,8 +235,7 @@ def _edit_words(job: Job) -> str:
     words = f'likeness caption "{job.source}"'
     if job.config.run.kind != "face":
         words += f" --kind {job.config.run.kind}"
-    if job.config.caption.captioner_folder != OWN:
-        words += f' --captioner "{job.config.caption.captioner_folder}"'
+    words += caption_flags(job.config, job.facts)
     return words
 
 

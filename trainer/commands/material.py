@@ -89,14 +89,17 @@ def gather(
         drawings=facts.embedded,
     )
     folders = [_scan(config, kept, strict=strict) for kept in sets]
+    store = FactStore(cache_root() / "facts" if data.cache else None)
     examination = examine(
         [photo for folder in folders for photo in folder.scan.photos],
         finder,
-        FactStore(cache_root() / "facts" if data.cache else None),
+        store,
         workers=workers_of(config),
         progress=stage_progress(console, "photos examined"),
         background=rgb_of(data.background),
     )
+    if store.notice:
+        console.print(store.notice, style="yellow", soft_wrap=True)
     lost = {problem.path for problem in examination.problems}
     if strict and lost:
         usable = tuple(p for folder in folders for p in folder.scan.photos if p.path not in lost)

@@ -167,15 +167,16 @@ class CaptionSettings(Section):
     use_sidecars: bool = setting(True, "use the .txt files beside the photos as captions")
     captioner: str = setting(
         "auto",
-        "what describes photos that have no .txt beside them: 'none', 'transformers', 'tagger', "
-        "'filename', or 'auto', which is transformers where caption.captioner_folder is given and "
-        "on the embedded base",
+        "what describes photos that have no .txt beside them: 'none', 'own', 'transformers', "
+        "'tagger', 'filename', or 'auto': what caption.captioner_folder holds, else ours on the "
+        "embedded base, else none",
         min_length=1,
     )
     captioner_folder: str = setting(
         "own",
         "folder of a captioning model in transformers format (BLIP, Florence-2 and others) or of a "
-        "WD14 tagger, or 'own' for ours, which knows the embedded base's drawings only",
+        "WD14 tagger, or a model's name on the Hugging Face hub; 'own' for ours, which knows the "
+        "embedded base's drawings only",
         min_length=1,
     )
     prefix: str = setting("", "text put before every caption", max_length=500)

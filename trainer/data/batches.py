@@ -149,11 +149,13 @@ def _shape_of(sample: CachedSample) -> str:
 
 def _stacked(samples: Sequence[CachedSample]) -> Batch:
     prompts: list[Tensor] = [s.prompt_TD for s in samples if s.prompt_TD is not None]
+    pooled: list[Tensor] = [s.pooled_P for s in samples if s.pooled_P is not None]
     return Batch(
         latents_BChw=torch.stack([sample.latents_Chw for sample in samples]),
         samples=tuple(samples),
         prompt_BTD=torch.stack(prompts) if prompts else None,
         weights_Bhw=_weights(samples),
+        pooled_BP=torch.stack(pooled) if pooled else None,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from trainer.errors import ConfigError
-from trainer.faces.models import FaceModels
+from trainer.faces.models import FaceModels, require_given
 from trainer.registry import Entry, Registry
 from trainer.types import Face
 
@@ -101,6 +101,7 @@ def open_finder(
     if drawings:
         return None, "Faces are not looked for: no detector sees the faces of drawings."
     models = FaceModels(detector_file, recognizer_file, download)
+    require_given(models)
     if detector != "auto":
         return _open(detector, models)
     missing = ""

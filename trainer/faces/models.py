@@ -85,6 +85,21 @@ def read_model(published: Published, given: str, *, download: bool) -> ModelFile
     return fetched
 
 
+def require_given(models: FaceModels) -> None:
+    """See that the files that were named are there, whether or not they will be needed.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for published, given in ((YUNET, models.detector), (SFACE, models.recognizer)):
+        if given and not Path(given).expanduser().is_file():
+            raise ModelError(
+                f"{published.title}'s file cannot be read: it is not there.",
+                where=str(Path(given).expanduser()),
+                fix=f"Correct {published.setting}, or leave it empty.",
+            )
+
+
 def missing_model(published: Published) -> ConfigError:
     """What to do where `read_model` finds none."""
     return ConfigError(

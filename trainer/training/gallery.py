@@ -18,6 +18,7 @@ from trainer.training.learner import disabled
 from trainer.training.measure import Measures, StepSamples, fit_measures
 from trainer.training.preview import draw, parameters, save_preview
 from trainer.training.run_folder import write_text
+from trainer.training.scorer import scorer_name
 from trainer.training.session import Session
 
 
@@ -46,6 +47,8 @@ class Gallery:
         self.scores: list[StepScores] = []
         self.measures: Measures | None = None
         self._model = session.job.facts.name
+        config = session.job.config
+        self._scorer = f"{scorer_name(config, session.job.facts)} {config.preview.scorer_folder}"
         scheduler = session.backbone.pipeline().scheduler
         self._sampler = type(scheduler).__name__.removesuffix("Scheduler")
         if session.start_step:
@@ -100,7 +103,8 @@ class Gallery:
         others = [old for old in self.scores if old.step != step]
         self.scores = sorted([*others, scores], key=lambda row: row.step)
         rows = [asdict(row) for row in self.scores]
-        write_text(self.folder.scores, json.dumps(rows, indent=1) + "\n")
+        kept = {"scorer": self._scorer, "scores": rows}
+        write_text(self.folder.scores, json.dumps(kept, indent=1) + "\n")
         return scores
 
     def sheet(
@@ -152,7 +156,7 @@ class Gallery:
                 self.steps[step] = self._samples(images)
         self.scores = [
             replace(row, saved=row.saved and self._has_file(row.step))
-            for row in _read_scores(self.folder.scores)
+            for row in _read_scores(self.folder.scores, self._scorer)
             if row.step in self.steps
         ]
 
@@ -184,12 +188,14 @@ def _read_pictures(paths: Sequence[Path], texts: Sequence[str]) -> list[Image.Im
     return images
 
 
-def _read_scores(path: Path) -> list[StepScores]:
-    """The scores that lie in a run's folder; none if they are missing or damaged."""
+def _read_scores(path: Path, scorer: str) -> list[StepScores]:
+    """The scores that lie in a run's folder; none if they are missing, damaged or by another."""
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return [StepScores(**row) for row in rows]
-    except (OSError, ValueError, TypeError):
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if kept["scorer"] != scorer:
+            return []
+        return [StepScores(**row) for row in kept["scores"]]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
 
 
