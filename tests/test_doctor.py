@@ -625,6 +625,16 @@ def test_a_trigger_that_no_caption_names_is_said_once(tmp_path: Path) -> None:
     assert whole_of(diagnosis)["no_trigger"][0] == "note"
 
 
+def test_photos_without_captions_are_counted_where_they_are_the_most(tmp_path: Path) -> None:
+    for number in range(4):
+        save_noise(tmp_path / f"{number}.png", number)
+    (tmp_path / "0.txt").write_text("ohwx person, smiling", encoding="utf-8")
+    found = examine(scan_folder(tmp_path).photos, None, FactStore(None), workers=1)
+    diagnosis = diagnose(folder_checkup(tmp_path, found))
+    assert all(verdict.findings == () for verdict in diagnosis.photos)
+    assert whole_of(diagnosis)["no_captions"][1].startswith("3 of 4 photos have no caption")
+
+
 # Steps and sizes
 
 

@@ -221,6 +221,7 @@ def _skipped(scans: Sequence[PhotoScan]) -> str:
     counts = (
         (sum(scan.hidden for scan in scans), "hidden"),
         (sum(scan.other for scan in scans), "that are no pictures"),
+        (sum(len(scan.linked) for scan in scans), "that are links to folders"),
     )
     return ", ".join(f"{count} {words}" for count, words in counts if count)
 

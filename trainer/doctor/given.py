@@ -41,6 +41,18 @@ class CheckedSet:
         """The caption files with something in them."""
         return tuple(sidecar for sidecar in self.sidecars.values() if sidecar.text)
 
+    @property
+    def without_caption(self) -> tuple[Captioned, ...]:
+        """The photos that get the template, where others have captions of their own."""
+        if not self.written:
+            return ()
+        return tuple(item for item in self.captioned if item.origin == "template")
+
+    @property
+    def mostly_without_caption(self) -> bool:
+        """So that it is said once of all instead of many times."""
+        return 2 * len(self.without_caption) > len(self.captioned)
+
     def lacks_trigger(self, sidecar: Sidecar) -> bool:
         """Whether a caption does not name the trigger word, which the training then adds."""
         text, trigger = sidecar.text, self.trigger

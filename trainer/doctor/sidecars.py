@@ -40,6 +40,9 @@ def _read(path: Path) -> Sidecar:
             return Sidecar(path, "", what, "Save the caption as plain text (UTF-8).")
     except DataError as error:
         return Sidecar(path, "", error.what, error.fix)
+    except OSError as error:  # it was there a moment ago
+        what = f"{shown(path.name)} cannot be read ({error.strerror})"
+        return Sidecar(path, "", what, "Look whether it is still there.")
     return Sidecar(path, text)
 
 

@@ -243,7 +243,9 @@ def caption(patient: Patient) -> Iterator[Finding]:
     if sidecar and not sidecar.text:
         what = f"has an empty caption file, {shown(sidecar.path.name)}; {used}"
         yield Finding("empty_caption", "warning", what, "Write into it what the photo shows.")
-    elif captioned.origin == "template" and patient.checked.sidecars:
+    elif captioned in patient.checked.without_caption:
+        if patient.checked.mostly_without_caption:
+            return
         what = f"has no caption, while others have; {used}"
         fix = "Write what it shows into a .txt file of the same name."
         yield Finding("no_caption", "note", what, fix)

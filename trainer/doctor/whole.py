@@ -126,6 +126,16 @@ def same_captions(folder: Folder) -> Iterator[Finding]:
     yield Finding("same_captions", "note" if folder.of_face else "warning", what, fix)
 
 
+def without_captions(folder: Folder) -> Iterator[Finding]:
+    for checked in folder.checkup.subjects:
+        if checked.mostly_without_caption:
+            bare, number = checked.without_caption, len(checked.captioned)
+            used = shown(bare[0].text)
+            what = f"{len(bare)} of {number} photos have no caption: '{used}' is used."
+            fix = "Write what each shows into a .txt file beside it; 'likeness caption' does it."
+            yield Finding("no_captions", "note", what, fix)
+
+
 def no_triggers(folder: Folder) -> Iterator[Finding]:
     for checked in folder.checkup.subjects:
         if checked.written and all(checked.lacks_trigger(sidecar) for sidecar in checked.written):
@@ -169,6 +179,7 @@ CHECKS: tuple[Callable[[Folder], Iterator[Finding]], ...] = (
     one_background,
     one_distance,
     same_captions,
+    without_captions,
     no_triggers,
     orphans,
     seen_too_often,
