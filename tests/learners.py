@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from trainer.data.batches import BatchPlan
 from trainer.diffusion.schedule import schedule_from_config
-from trainer.families import Backbone, LoadOptions
+from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.families.detect import inspect_base
-from trainer.families.sd1 import FAMILY
 from trainer.optim import build_optimizer
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
@@ -38,9 +38,11 @@ class Recipe:
     seed: int = 0
 
 
-def load_backbone(base: Path) -> Backbone:
-    options = LoadOptions(torch.device("cpu"), torch.float32, "sdpa")
-    return FAMILY.load(inspect_base(base), options)
+def load_backbone(base: Path, **options: Any) -> Backbone:
+    """A base of any family; options: others than those of `LoadOptions`."""
+    plain = LoadOptions(torch.device("cpu"), torch.float32, "sdpa")
+    facts = inspect_base(base)
+    return FAMILIES.load(facts.family).load(facts, replace(plain, **options))
 
 
 def make_learner(base: Path | Backbone, recipe: Recipe = Recipe()) -> Learner:  # noqa: B008
@@ -90,12 +92,22 @@ def make_samples(
     samples = []
     for number, (height, width) in enumerate(sizes):
         text = f"{name} {number}"
-        prompt_TD = None
+        prompt_TD = pooled_P = None
         if not recipe.text_encoder:
             with torch.no_grad():
-                prompt_TD = backbone.encode_prompts([text])[0]
+                prompts = backbone.encode_prompts([text])
+            prompt_TD = prompts.embeddings_BTD[0]
+            pooled_P = None if prompts.pooled_BP is None else prompts.pooled_BP[0]
         latents = torch.randn(4, height, width, generator=draw)
-        samples.append(CachedSample(f"{name}-{number}", latents, (text,), prompt_TD))
+        sample = CachedSample(
+            f"{name}-{number}",
+            latents,
+            (text,),
+            prompt_TD,
+            pooled_P=pooled_P,
+            sizes=(96, 100, number, 2, 4 * height, 4 * width),
+        )
+        samples.append(sample)
     return samples
 
 

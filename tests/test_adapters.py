@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trainer.adapters import ADAPTERS
 from trainer.adapters.attach import Attached, attach
 from trainer.adapters.lora import LoRALayer
+from trainer.adapters.plans import BlockRule
 from trainer.errors import ConfigError, FileFormatError, ModelError
 
 
@@ -39,7 +41,23 @@ def make_conv3x3() -> tuple[nn.Module, Tensor]:
     return nn.Conv2d(3, 5, 3, stride=2, padding=1, dilation=1), torch.randn(2, 3, 8, 6)
 
 
-BASES = [make_linear, make_linear_without_bias, make_conv1x1, make_conv3x3]
+def make_conv_of_all_kinds() -> tuple[nn.Module, Tensor]:
+    conv = nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(2, 3), bias=False)
+    return conv, torch.randn(2, 3, 9, 7)
+
+
+def make_conv_same() -> tuple[nn.Module, Tensor]:
+    return nn.Conv2d(3, 4, 3, padding="same"), torch.randn(1, 3, 4, 5)
+
+
+BASES = [
+    make_linear,
+    make_linear_without_bias,
+    make_conv1x1,
+    make_conv3x3,
+    make_conv_of_all_kinds,
+    make_conv_same,
+]
 MakeBase = Callable[[], tuple[nn.Module, Tensor]]
 
 
@@ -94,6 +112,15 @@ class TestEveryAdapter:
             added = F.linear(x, delta)
         assert added.abs().max() > 0.1
         torch.testing.assert_close(layer(x) - base(x), added, rtol=1e-4, atol=1e-5)
+
+    def test_merged_into_the_base_it_gives_the_same(
+        self, adapter: str, make_base: MakeBase
+    ) -> None:
+        base, layer, x = build(adapter, make_base)
+        adapted = layer(x).detach()
+        with torch.no_grad():
+            base.get_parameter("weight").add_(layer.delta())
+        torch.testing.assert_close(base(x), adapted, rtol=1e-4, atol=1e-5)
 
     def test_alpha_doubling_doubles_the_delta(self, adapter: str, make_base: MakeBase) -> None:
         _, once, _ = build(adapter, make_base, alpha=3.0)
@@ -291,6 +318,51 @@ class TestAttach:
     def test_rank_and_alpha_must_be_positive(self, rank: int, alpha: float) -> None:
         with pytest.raises(ValueError, match="rank must be >= 1"):
             attach(Model(), NAMES, rank=rank, alpha=alpha, seed=0)
+
+
+class TestRules:
+    def test_rank_alpha_and_rate_of_some_layers(self) -> None:
+        rules = [BlockRule("attn.*", rank=3, rate=0.5), BlockRule("*.to_q", alpha=1.0, rate=2.0)]
+        attached = attach(Model(), NAMES, rank=2, alpha=4.0, seed=0, rules=rules)
+        found = {path: (x.rank, x.alpha) for path, x in attached.layers.items()}
+        assert found == {NAMES[0]: (3, 1.0), NAMES[1]: (3, 4.0), NAMES[2]: (3, 4.0)}
+        assert attached.rates == {NAMES[0]: 2.0, NAMES[1]: 0.5, NAMES[2]: 0.5}
+
+    def test_parameters_by_rate(self) -> None:
+        rules = [BlockRule("attn.to_k", rate=0.5)]
+        attached = attach(Model(), NAMES, rank=2, alpha=4.0, seed=0, rules=rules)
+        q, k, out = (attached.layers[name] for name in NAMES)
+        found = [(rate, [id(p) for p in group]) for rate, group in attached.parameter_groups()]
+        assert found == [
+            (1.0, [id(p) for p in (q.down, q.up, out.down, out.up)]),
+            (0.5, [id(k.down), id(k.up)]),
+        ]
+
+    def test_without_rules_there_is_one_group(self) -> None:
+        _, attached = attached_model()
+        ((rate, group),) = attached.parameter_groups()
+        assert rate == 1.0
+        assert [id(p) for p in group] == [id(p) for p in attached.parameters()]
+
+    def test_layers_that_no_rule_changes_start_as_without_it(self) -> None:
+        _, plain = attached_model()
+        rules = [BlockRule("attn.to_k", rank=5)]
+        attached = attach(Model(), NAMES, rank=2, alpha=4.0, seed=0, rules=rules)
+        for name in (NAMES[0], NAMES[2]):
+            assert torch.equal(attached.layers[name].down, plain.layers[name].down)
+
+    def test_a_pattern_without_layers_is_refused_and_nothing_changed(self) -> None:
+        model = Model()
+        with pytest.raises(ConfigError, match=r"'down\.\*' fits none of the 3 layers"):
+            attach(model, NAMES, rank=2, alpha=4.0, seed=0, rules=[BlockRule("down.*", rank=1)])
+        assert isinstance(model.attn.to_q, nn.Linear)
+
+    @pytest.mark.parametrize(
+        "values", [{"rank": 0}, {"alpha": 0.0}, {"rate": -1.0}, {"rate": math.nan}]
+    )
+    def test_impossible_values_are_refused(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(values))):
+            BlockRule("*", **values)
 
 
 class TestLoadState:

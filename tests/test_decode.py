@@ -21,7 +21,13 @@ from tests.hostile import (
     srgb_profile,
 )
 from tests.strategies import gradient
-from trainer.data.decode import decode_upright, decode_with_alpha, read_mask
+from trainer.data.decode import (
+    PictureError,
+    decode_upright,
+    decode_with_alpha,
+    measure,
+    read_mask,
+)
 from trainer.data.photos import scan_folder
 from trainer.types import Size
 
@@ -219,6 +225,18 @@ def test_a_format_that_pillow_was_built_without_is_named(
     monkeypatch.setitem(Image.OPEN, "WEBP", (opener, lambda start: "no WEBP support"))
     reason = "is a picture of the kind WEBP, which this installation cannot read"
     assert [problem.reason for problem in scan_folder(tmp_path).problems] == [reason]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_of_which_nothing_can_be_seen_is_refused(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.png"
+    picture = Image.new("LA" if mode == "LA" else "RGBA", (40, 30))
+    picture.convert(mode).save(path, transparency=0 if mode == "P" else None)
+    with pytest.raises(PictureError, match="is transparent all over"):
+        measure(path, maximum_megapixels=1)
+    picture.putpixel((3, 3), (200, 255) if mode == "LA" else (200, 0, 0, 255))
+    picture.save(path)
+    assert measure(path, maximum_megapixels=1).size == Size(40, 30)
 
 
 def test_transparency_is_given_beside_the_picture(tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ def test_facts_are_kept_by_content_and_detector(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: "[1, 2]",
         lambda text: "[" * 100_000,
+        lambda text: text.replace('"mean": 120.0', '"mean": 121.0'),
         lambda text: text.replace('"mean": 120.0', '"mean": NaN'),
         lambda text: text.replace('"mean": 120.0', '"mean": "120"'),
         lambda text: text.replace('"faces": null', '"faces": [{"box": [1, 2]}]'),
@@ -633,6 +634,49 @@ def test_photos_without_captions_are_counted_where_they_are_the_most(tmp_path: P
     diagnosis = diagnose(folder_checkup(tmp_path, found))
     assert all(verdict.findings == () for verdict in diagnosis.photos)
     assert whole_of(diagnosis)["no_captions"][1].startswith("3 of 4 photos have no caption")
+
+
+def test_a_photo_without_a_caption_is_named_where_most_have_one(tmp_path: Path) -> None:
+    for number in range(4):
+        save_noise(tmp_path / f"{number}.png", number)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"ohwx person {number}", encoding="utf-8")
+    found = examine(scan_folder(tmp_path).photos, None, FactStore(None), workers=1)
+    diagnosis = diagnose(folder_checkup(tmp_path, found))
+    codes = [[finding.code for finding in verdict.findings] for verdict in diagnosis.photos]
+    assert codes == [[], [], [], ["no_caption"]]
+
+
+def test_a_set_is_not_looked_through_anew_for_each_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    get = CheckedSet.written.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(CheckedSet, "written", property(lambda s: looks.append(1) or get(s)))
+    counts = []
+    for number in (20, 40):
+        looks.clear()
+        diagnose(checkup_of([photo(n) for n in range(number)]))
+        counts.append(len(looks))
+    assert counts[0] == counts[1] > 0
+
+
+def test_photos_in_sub_folders_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    save_noise(tmp_path / "1.png", 1)
+    (tmp_path / "notes").mkdir()
+    for number, name in enumerate(("10_ohwx man", "old")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        save_noise(tmp_path / name / "deep" / "a.png", 10 + number)
+    found = examine(scan_folder(tmp_path).photos, None, FactStore(None), workers=1)
+    checkup = folder_checkup(tmp_path, found)
+    level, what = whole_of(diagnose(checkup))["unused_folders"]
+    assert level == "warning"
+    assert what.startswith("Pictures in sub-folders are not used: 10_ohwx man/deep, old/deep.")
+    further = replace(checkup.sets[0], scan=scan_folder(tmp_path / "old" / "deep"))
+    both = replace(checkup, sets=(*checkup.sets, further))
+    assert whole_of(diagnose(both))["unused_folders"][1].startswith(
+        "Pictures in sub-folders are not used: 10_ohwx man/deep."
+    )
+    recursive = replace(checkup.sets[0], scan=scan_folder(tmp_path, recursive=True))
+    assert "unused_folders" not in whole_of(diagnose(replace(checkup, sets=(recursive,))))
 
 
 # Steps and sizes

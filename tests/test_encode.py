@@ -288,7 +288,9 @@ def test_samples_carry_what_the_training_needs(watched: Watched, tmp_path: Path)
     assert sample.weights_hw is None
     assert sample.latents_Chw.shape == (4, 8, 8)
     assert sample.prompt_TD is not None
-    assert torch.equal(sample.prompt_TD, watched.backbone.encode_prompts(["one"])[0].detach())
+    prompts = watched.backbone.encode_prompts(["one"])
+    assert torch.equal(sample.prompt_TD, prompts.embeddings_BTD[0].detach())
+    assert sample.pooled_P is None
     [bare] = run([photo], watched, options=replace(OPTIONS, cache_prompts=False))
     assert bare.prompt_TD is None
     assert torch.equal(bare.latents_Chw, sample.latents_Chw)

@@ -1,23 +1,27 @@
-"""The SD 1.x family: facts, layers of the released architecture, and what is refused."""
+"""The families: facts, prompts, loading, drawing, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import load_file, save_file
 
 from tests.learners import load_backbone
-from tests.tiny import tiny_pipeline
+from tests.single_files import ldm_tensors, save, small_modules
+from tests.tiny import save_tiny, tiny_pipeline, tiny_tokenizer
+from trainer.diffusion.schedule import schedule_from_config
 from trainer.errors import ModelError
 from trainer.families import FAMILIES, BaseFacts, LoadOptions
 from trainer.families.detect import inspect_base
-from trainer.families.sd1 import FAMILY, StableDiffusion1Backbone
+from trainer.families.sd1 import FAMILY
+from trainer.training.preview import decode, draw_latents
+from trainer.types import Size
 
 CPU = torch.device("cpu")
 
@@ -40,16 +44,6 @@ SD15_UNET = {
     "norm_eps": 1e-05,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
-}
-# CLIP ViT-L/14's text encoder.
-SD15_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "projection_dim": 768,
 }
 
 
@@ -100,64 +94,6 @@ def test_a_released_model_is_told_from_small_ones(copy: Path) -> None:
     assert not facts(copy).fits_real
 
 
-# --- layers of the released architecture
-
-
-@pytest.fixture(scope="module")
-def released() -> StableDiffusion1Backbone:
-    """Stable Diffusion 1.5 without its weights."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(SD15_UNET)
-        text_encoder = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
-    return StableDiffusion1Backbone(
-        facts=None,  # type: ignore[arg-type]
-        tokenizer=None,
-        text_encoder=text_encoder,
-        unet=unet,
-        vae=None,
-        scheduler=None,
-    )
-
-
-@pytest.mark.parametrize(
-    ("component", "targets", "count"),
-    [
-        ("unet", "attention", 128),
-        ("unet", "attention+ff", 192),
-        ("unet", "cross-attention", 64),
-        ("unet", "cross-kv", 32),
-        ("text_encoder", "attention", 48),
-        ("text_encoder", "attention+ff", 48),
-    ],
-)
-def test_the_layers_of_sd15(
-    component: str, targets: str, count: int, released: StableDiffusion1Backbone
-) -> None:
-    names = released.layer_names(component, targets)
-    assert len(names) == len(set(names)) == count
-    modules = dict(released.components[component].named_modules())
-    assert all(isinstance(modules[name], torch.nn.Linear | torch.nn.Conv2d) for name in names)
-
-
-def test_the_wider_target_holds_the_narrower(released: StableDiffusion1Backbone) -> None:
-    attention = set(released.layer_names("unet", "attention"))
-    assert attention < set(released.layer_names("unet", "attention+ff"))
-    assert all(".attentions." in name for name in released.layer_names("unet", "attention+ff"))
-
-
-def test_the_keys_of_sd15_are_those_on_record(released: StableDiffusion1Backbone) -> None:
-    from trainer.adapters.naming import KeyNaming
-
-    recorded = (Path(__file__).parent / "golden" / "sd15_lora_keys.txt").read_text(encoding="utf-8")
-    lines = [line.split() for line in recorded.splitlines() if not line.startswith("#")]
-    keys = {words[1] for words in lines if words}
-    for component, prefix in released.names.prefixes.items():
-        names = released.layer_names(component, "attention+ff")
-        made = {KeyNaming(*prefix).module_name(name) for name in names}
-        assert made
-        assert made <= keys
-
-
 # --- a loaded base
 
 
@@ -183,7 +119,8 @@ def test_tokens_are_counted_without_start_and_end(text: str, count: int, base: P
 def test_text_beyond_75_tokens_is_cut_off(base: Path) -> None:
     backbone = load_backbone(base)
     with torch.no_grad():
-        short, long, other = backbone.encode_prompts(["a " * 75, "a " * 200, "a " * 74 + "b"])
+        prompts = backbone.encode_prompts(["a " * 75, "a " * 200, "a " * 74 + "b"])
+    short, long, other = prompts.embeddings_BTD
     assert torch.equal(short, long)
     assert not torch.equal(short, other)
     assert short.shape == (77, 16)
@@ -233,6 +170,152 @@ def test_a_base_saved_as_pickle_files_is_loaded_too(base: Path, tmp_path: Path) 
     assert all(torch.equal(old[name], new[name]) for name in new)
 
 
+@pytest.mark.parametrize("name", ["sd1", "sd2-v", "sdxl"])
+def test_a_base_of_any_family_answers_the_same_from_a_single_file(
+    name: str, tmp_path: Path
+) -> None:
+    family = name.partition("-")[0]
+    modules = small_modules(family)
+    path = save(tmp_path / "model.safetensors", ldm_tensors(modules))
+    tiny_tokenizer(tmp_path / "words").save_pretrained(tmp_path / "tokenizer")
+    prediction = "v_prediction" if name == "sd2-v" else "epsilon"
+    found = replace(inspect_base(path, prediction=prediction), tokenizer=tmp_path / "tokenizer")
+    assert FAMILIES.load(family).token_counter(found)("ab") == 2
+    backbone = FAMILIES.load(family).load(found, LoadOptions(CPU, torch.float32, "sdpa"))
+    assert backbone.scheduler_config["prediction_type"] == prediction
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    steps, sizes = torch.tensor([500]), torch.tensor([[32, 32, 0, 0, 32, 32]])
+    with torch.no_grad():
+        prompts = backbone.encode_prompts(["ab"])
+        answer = backbone.predict(noisy, steps, prompts)
+        added = {"text_embeds": prompts.pooled_BP, "time_ids": sizes}
+        wanted = modules.unet(
+            noisy, steps, encoder_hidden_states=prompts.embeddings_BTD, added_cond_kwargs=added
+        ).sample
+    torch.testing.assert_close(answer, wanted)
+    assert prompts.embeddings_BTD.shape == (1, 77, found.width)
+    assert (prompts.pooled_BP is not None) == (found.pooled > 0) == (family == "sdxl")
+
+
+def test_what_the_facts_say_of_the_prediction_holds_against_the_folder(base: Path) -> None:
+    """For models whose folder does not say what its author does."""
+    found = replace(facts(base), prediction="v_prediction", zero_terminal_snr=True)
+    backbone = FAMILY.load(found, LoadOptions(CPU, torch.float32, "sdpa"))
+    schedule = schedule_from_config(backbone.scheduler_config)
+    assert schedule.prediction == "v_prediction"
+    assert float(schedule.alphas_cumprod_N[-1]) == 0
+    scheduler = backbone.pipeline().scheduler
+    assert scheduler.config.timestep_spacing == "trailing"
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+    scheduler.set_timesteps(4)
+    assert int(scheduler.timesteps[0]) == 999
+
+
+# --- number formats and what leaves the device
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("sdxl") / "sdxl", "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "upcast", "expected"),
+    [
+        (torch.float16, True, torch.float32),
+        (torch.float16, None, torch.float32),
+        (torch.float16, False, torch.float16),
+        (torch.bfloat16, True, torch.bfloat16),
+    ],
+)
+def test_the_vae_of_sdxl_runs_where_it_is_safe(
+    dtype: torch.dtype, upcast: bool | None, expected: torch.dtype, sdxl: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sdxl, tmp_path / "copy"))
+    config = folder / "vae" / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("force_upcast")
+    if upcast is not None:
+        values["force_upcast"] = upcast
+    config.write_text(json.dumps(values), encoding="utf-8")
+    backbone = load_backbone(folder, dtype=dtype)
+    vae = backbone.pipeline().vae
+    assert {weight.dtype for weight in vae.parameters()} == {expected}
+    assert backbone.components["unet"].dtype == dtype
+    assert bool(backbone.notices) == (expected != dtype)
+    assert all("fp32" in notice for notice in backbone.notices)
+    pixels, noise = torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 8, 8)
+    if expected != torch.float16:
+        with torch.no_grad():
+            assert backbone.encode_pixels(pixels, noise).dtype == torch.float32
+
+
+def test_the_vae_of_sd1_is_safe_in_half_precision(base: Path) -> None:
+    backbone = load_backbone(base, dtype=torch.float16)
+    assert backbone.pipeline().vae.dtype == torch.float16
+    assert backbone.notices == ()
+
+
+def test_parts_that_are_released_come_back_when_they_are_used(
+    sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(sdxl)
+    places: dict[str, list[str]] = {"vae": [], "text_encoder": [], "text_encoder_2": []}
+
+    def record(name: str, module: torch.nn.Module) -> None:
+        monkeypatch.setattr(module, "to", lambda device: places[name].append(str(device)))
+
+    record("vae", backbone.pipeline().vae)
+    record("text_encoder", backbone.components["text_encoder"])
+    record("text_encoder_2", backbone.components["text_encoder_2"])
+    backbone.release("vae", "text_encoder")
+    assert not any(places.values())  # on the processor there is nowhere to go
+
+    gpu = property(lambda self: torch.device("cuda:0"))
+    monkeypatch.setattr(type(backbone.components["unet"]), "device", gpu)
+    with backbone.complete():
+        assert not any(places.values())
+    backbone.release("vae", "text_encoder", "text_encoder_2")
+    with backbone.complete(), backbone.complete():
+        assert {name: moves[-1] for name, moves in places.items()} == dict.fromkeys(
+            places, "cuda:0"
+        )
+    assert all(moves == ["cpu", "cuda:0", "cpu"] for moves in places.values())
+    with backbone.complete("vae"):
+        pass
+    assert places["vae"] == ["cpu", "cuda:0"] * 2 + ["cpu"]
+    assert places["text_encoder"] == places["text_encoder_2"] == ["cpu", "cuda:0", "cpu"]
+    with torch.no_grad():
+        backbone.encode_prompts(["a"])
+        backbone.encode_prompts(["b"])
+    assert places["text_encoder"] == places["text_encoder_2"] == ["cpu", "cuda:0", "cpu", "cuda:0"]
+    with pytest.raises(ZeroDivisionError), backbone.complete():
+        raise ZeroDivisionError
+    assert places["vae"] == ["cpu", "cuda:0"] * 3 + ["cpu"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_what_is_released_leaves_its_memory_and_draws_the_same(
+    dtype: torch.dtype, sdxl: Path
+) -> None:
+    backbone = load_backbone(sdxl, device=torch.device("cuda"), dtype=dtype)
+
+    def drawn() -> torch.Tensor:
+        size = Size(32, 32)
+        return draw_latents(backbone, ["a"], [1], size=size, steps=2, guidance=2.0)
+
+    before, held = drawn(), torch.cuda.memory_allocated()
+    backbone.release("vae", "text_encoder", "text_encoder_2")
+    assert torch.cuda.memory_allocated() < held
+    assert torch.equal(drawn(), before)
+    assert torch.isfinite(before).all()
+    assert backbone.pipeline().vae.device.type == "cpu"
+    assert len(decode(backbone, before)) == 1
+    weights = backbone.components["text_encoder_2"].parameters()
+    assert {weight.device.type for weight in weights} == {"cpu"}
+
+
 # --- what cannot be trained
 
 
@@ -241,6 +324,12 @@ def refused(folder: Path) -> str:
         FAMILY.load(inspect_base(folder), LoadOptions(CPU, torch.float32, "sdpa"))
     assert str(folder) in str(caught.value)
     return str(caught.value)
+
+
+def drop_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors[next(name for name in sorted(tensors) if name.endswith("bias"))]
+    save_file(tensors, path, {"format": "pt"})
 
 
 SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -257,13 +346,9 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "unet" / "config.json").write_text("[]", encoding="utf-8"),
         "not what it should be",
     ),
-    "SDXL": (
-        lambda folder: edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "StableDiffusionXLPipeline",
-    ),
-    "SD 2": (
+    "weights of SD 1, configuration of SD 2": (
         lambda folder: edit(folder / "unet" / "config.json", use_linear_projection=True),
-        "cannot be trained yet",
+        "cannot be loaded",
     ),
     "inpainting": (
         lambda folder: edit(folder / "unet" / "config.json", in_channels=9),
@@ -294,6 +379,14 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"),
         "cannot be loaded",
     ),
+    "too few weights": (
+        lambda folder: drop_tensor(folder / "unet" / "diffusion_pytorch_model.safetensors"),
+        "1 weights of unet are missing",
+    ),
+    "too few text weights": (
+        lambda folder: drop_tensor(folder / "text_encoder" / "model.safetensors"),
+        "1 weights of text_encoder are missing",
+    ),
     "unknown sampler": (
         lambda folder: edit(folder / "scheduler" / "scheduler_config.json", _class_name="Nope"),
         "cannot be loaded",
@@ -306,14 +399,3 @@ def test_what_is_wrong_with_a_base_is_said(name: str, copy: Path) -> None:
     spoil, words = SPOILERS[name]
     spoil(copy)
     assert words in refused(copy)
-
-
-def test_a_single_file_says_how_to_convert_it(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.touch()
-    assert "from_single_file" in refused(path)
-
-
-def test_every_family_of_the_table_can_be_loaded() -> None:
-    for name in FAMILIES:
-        assert callable(FAMILIES.load(name).read_facts)

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.adapters.file import LoraFile, read_lora, write_lora
+from trainer.adapters.file import LoraFile, file_hashes, read_lora, write_lora
+from trainer.adapters.flaws import flaws
+from trainer.adapters.foreign import read_names
 from trainer.adapters.metadata import (
     MAX_METADATA_BYTES,
     MAX_TAGS_BYTES,
     TrainingFacts,
     build_metadata,
 )
+from trainer.adapters.outline import Values, check_values, read_outline
+from trainer.adapters.outside import read_foreign
 from trainer.adapters.summary import LoraSummary, summarize
 from trainer.commands import inspect
 from trainer.errors import FileFormatError
@@ -255,7 +260,7 @@ class TestSummary:
         tensors = {"".join(words) + str(i): torch.zeros(shape) for i, shape in enumerate(shapes)}
         tensors["".join(words)] = torch.zeros(2)
         summary = summarize(LoraFile(Path("x"), tensors, {}))
-        assert summary.naming in {"kohya", "diffusers", "peft", "unknown"}
+        assert summary.naming in {"kohya", "diffusers", "peft", "onetrainer", "mixed", "unknown"}
         assert summary.fits
 
 
@@ -443,3 +448,287 @@ class TestCommand:
         written.write_bytes(written.read_bytes()[:100])
         with pytest.raises(FileFormatError, match="damaged"):
             inspect.run(written)
+
+
+MIDDLE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+FLAT = f"lora_unet_{MIDDLE.replace('.', '_')}"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def lora(name: str = FLAT, *, width: int = 320, alpha: float | None = 2.0) -> dict[str, Tensor]:
+    """One layer of kohya's naming at rank 2."""
+    tensors = {f"{name}{KOHYA[0]}": torch.ones(2, width), f"{name}{KOHYA[1]}": torch.ones(width, 2)}
+    return tensors if alpha is None else {**tensors, f"{name}.alpha": torch.tensor(alpha)}
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("down", "component", "path", "style"),
+        [
+            (f"{FLAT}.lora_down.weight", "unet", MIDDLE, "kohya"),
+            (
+                "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_down.weight",
+                "unet",
+                MIDDLE,
+                "kohya-ldm",
+            ),
+            ("lora_unet_out_2.lora_down.weight", "unet", "conv_out", "kohya-ldm"),
+            (
+                "lora_unet_label_emb_0_2.lora_down.weight",
+                "unet",
+                "add_embedding.linear_2",
+                "kohya-ldm",
+            ),
+            (
+                "lora_unet_input_blocks_1_0_in_layers_0.w_norm",
+                "unet",
+                "down_blocks.0.resnets.0.norm1",
+                "kohya-ldm",
+            ),
+            (
+                "lora_unet_output_blocks_2_1_conv.lora_down.weight",
+                "unet",
+                "up_blocks.0.upsamplers.0.conv",
+                "kohya-ldm",
+            ),
+            (f"unet.{MIDDLE}.lora_A.weight", "unet", MIDDLE, "diffusers"),
+            (f"unet.{MIDDLE}.lora_A.default.weight", "unet", MIDDLE, "diffusers"),
+            (
+                f"unet.{MIDDLE.replace('to_q', 'processor.to_out_lora')}.down.weight",
+                "unet",
+                MIDDLE.replace("to_q", "to_out.0"),
+                "diffusers-old",
+            ),
+            (
+                f"{MIDDLE.replace('to_q', 'processor.to_q_lora')}.down.weight",
+                "unet",
+                MIDDLE,
+                "diffusers-old",
+            ),
+            (
+                f"text_encoder_2.{TEXT}.lora_linear_layer.down.weight",
+                "text_encoder_2",
+                TEXT,
+                "diffusers",
+            ),
+            (
+                f"text_encoder.{TEXT.replace('q_proj', 'to_q_lora')}.down.weight",
+                "text_encoder",
+                TEXT,
+                "diffusers-old",
+            ),
+            (f"base_model.model.{MIDDLE}.lora_A.weight", "unet", MIDDLE, "peft"),
+            (
+                f"base_model.model.{TEXT.removeprefix('text_model.')}.lora_A.weight",
+                "text_encoder",
+                TEXT,
+                "peft",
+            ),
+            (f"lora_unet.{MIDDLE}.lora_down.weight", "unet", MIDDLE, "onetrainer"),
+            (
+                "unet.middle_block.1.transformer_blocks.0.attn1.to_q.lora_down.weight",
+                "unet",
+                MIDDLE,
+                "onetrainer",
+            ),
+            (f"clip_g.{TEXT}.lora_down.weight", "text_encoder_2", TEXT, "onetrainer"),
+            (
+                "lora_te2_text_projection.lora_down.weight",
+                "text_encoder_2",
+                "text_projection",
+                "kohya",
+            ),
+        ],
+    )
+    def test_every_trainers_names(self, down: str, component: str, path: str, style: str) -> None:
+        names = read_names(LoraFile(Path("x"), {down: torch.zeros(2, 320)}, {}))
+        assert names.unknown == ()
+        (layer,) = names.layers
+        assert (layer.component, layer.path, layer.style) == (component, path, style)
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
+            f"{FLAT}q.lora_down.weight",
+            f"{FLAT}.lora_sideways.weight",
+            "transformer.single_blocks.0.attn.to_q.lora_A.weight",
+            f"text_encoder.{MIDDLE}.lora_A.weight",
+            "unet.conv_in.weight",
+        ],
+    )
+    def test_strange_names_are_listed(self, key: str) -> None:
+        names = read_names(LoraFile(Path("x"), {key: torch.zeros(2, 320)}, {}))
+        assert (names.layers, names.unknown) == ((), (key,))
+
+    @pytest.mark.parametrize(
+        ("parts", "kind"),
+        [
+            (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "alpha"], "loha"),
+            (["lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_t2"], "lokr"),
+            (["oft_blocks", "rescale"], "oft"),
+            (["w_norm", "b_norm"], "norm"),
+            (["diff", "diff_b"], "diff"),
+            (["a1.weight", "a2.weight", "b1.weight", "b2.weight"], "glora"),
+            (["lora_down.weight", "lora_up.weight", "lora_mid.weight"], "lora"),
+            (["lora_down.weight", "lora_up.weight", "dora_scale"], "lora"),
+            (["alpha"], "none"),
+        ],
+    )
+    def test_kinds(self, parts: list[str], kind: str) -> None:
+        tensors = {f"{FLAT}.{part}": torch.zeros(2, 2) for part in parts}
+        names = read_names(LoraFile(Path("x"), tensors, {}))
+        assert names.unknown == ()
+        assert [layer.kind for layer in names.layers] == [kind]
+        assert len(names.layers[0].parts) == len(parts)
+
+    def test_alpha_from_the_configuration_beside_a_peft_file(self, tmp_path: Path) -> None:
+        key = f"base_model.model.{MIDDLE}"
+        path = tmp_path / "adapter_model.safetensors"
+        safetensors.torch.save_file(pair(key, PEFT, [2, 320], [320, 2]), path)
+        assert read_foreign(read_lora(path)).layers[0].alpha is None
+        config = {"r": 2, "lora_alpha": 16, "alpha_pattern": {"attn1.to_q": 4}}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        assert read_foreign(read_lora(path)).layers[0].alpha == 4.0
+        for broken in ("[]", "{", '{"r": "2"}', '{"lora_alpha": -1}', "\ud800"):
+            (tmp_path / "adapter_config.json").write_bytes(broken.encode("utf-8", "surrogatepass"))
+            with pytest.raises(FileFormatError, match="cannot be told"):
+                read_foreign(read_lora(path))
+
+    def test_alpha_from_the_metadata_of_a_diffusers_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        packed = json.dumps({"unet.r": 2, "unet.lora_alpha": 6})
+        tensors = pair(f"unet.{MIDDLE}", PEFT, [2, 320], [320, 2])
+        safetensors.torch.save_file(tensors, path, {"lora_adapter_metadata": packed})
+        assert read_foreign(read_lora(path)).layers[0].alpha == 6.0
+
+
+class TestOutline:
+    def test_it_tells_what_the_whole_file_tells(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        tensors = {**lora(), **lora(FLAT.replace("to_q", "to_k"), alpha=3.0)}
+        safetensors.torch.save_file(tensors, path, {"a": "b"})
+        outline = read_outline(path)
+        whole = read_lora(path)
+        assert list(outline.file.tensors) == list(whole.tensors)
+        assert outline.file.metadata == whole.metadata
+        assert summarize(outline.file) == summarize(whole)
+        large = [t for t in outline.file.tensors.values() if t.numel() > 1]
+        assert large
+        assert all(t.is_meta for t in large)
+        assert outline.header_bytes == 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+    @pytest.mark.parametrize(
+        "dtype",
+        [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2],
+        ids=str,
+    )
+    def test_values(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        path = tmp_path / "a.safetensors"
+        tensors = {
+            f"{FLAT}.lora_down.weight": torch.tensor([[1.0, float("nan")]]).to(dtype),
+            f"{FLAT}.lora_up.weight": torch.tensor([[0.0], [-0.0]]).to(dtype),
+            f"{FLAT}.lora_mid.weight": torch.tensor([[-float("inf")]]).to(dtype),
+            f"{FLAT}.dora_scale": torch.tensor([[-3.0, 0.0]]).to(dtype),
+            f"{FLAT}.diff": torch.zeros(0, 3).to(dtype),
+        }
+        safetensors.torch.save_file(tensors, path)
+        values = check_values(read_outline(path))
+        assert values.not_finite == {f"{FLAT}.lora_down.weight", f"{FLAT}.lora_mid.weight"}
+        assert values.zero == {f"{FLAT}.lora_up.weight"}
+
+    @pytest.mark.parametrize("cut", [4, 60, -1])
+    def test_damage_is_said(self, tmp_path: Path, cut: int) -> None:
+        path = tmp_path / "a.safetensors"
+        safetensors.torch.save_file(lora(), path)
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(FileFormatError, match="damaged"):
+            read_outline(path)
+
+
+def warnings_of(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> str:
+    safetensors.torch.save_file(dict(tensors), path, metadata)
+    outline = read_outline(path)
+    names = read_foreign(outline.file)
+    return "\n".join(flaws(outline, names, check_values(outline), file_hashes(path)))
+
+
+class TestWarnings:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "a.safetensors"
+
+    def test_none_for_our_own_files(self, written: Path) -> None:
+        outline = read_outline(written)
+        names = read_foreign(outline.file)
+        found = flaws(outline, names, Values(frozenset(), frozenset()), file_hashes(written))
+        assert found == ()
+
+    @pytest.mark.parametrize(
+        ("tensors", "metadata", "words"),
+        [
+            (lora(alpha=None), {}, "1 layers have no alpha"),
+            (lora("lora_te_encoder_layers_0_self_attn_q_proj"), {}, "lack 'text_model'"),
+            (
+                {**lora(), **lora("lora_unet_input_blocks_1_1_proj_in")},
+                {},
+                "several styles are mixed (kohya, kohya-ldm)",
+            ),
+            ({**lora(), f"{FLAT}.dora_scale": torch.ones(1, 320)}, {}, "are DoRA"),
+            ({**lora(), f"{FLAT}.dora_scale": torch.ones(320, 1)}, {}, "A1111 is wrong"),
+            (
+                {**lora(), f"{FLAT}.lora_up.weight": torch.full((320, 2), float("inf"))},
+                {},
+                "1 tensor is not finite",
+            ),
+            ({**lora(), f"{FLAT}.lora_up.weight": torch.zeros(320, 2)}, {}, "changes nothing"),
+            (lora(), {"x": "y" * 2**20}, "ComfyUI shows no metadata above 1,048,576"),
+            (lora(), {"sshs_model_hash": "0" * 64}, "is not that of the data"),
+            (lora(), {"sshs_model_hash": "0x12"}, "is no SHA-256"),
+            ({**lora(), "lora_unet_x.alpha": torch.ones(1)}, {}, "1 names are not understood"),
+            ({f"{FLAT}.lora_up.weight": torch.ones(2, 2)}, {}, "up without down"),
+            (
+                lora(FLAT.replace("attn1_to_q", "attn2_to_k"), width=768),
+                {"ss_base_model_version": "sdxl_base_v1-0"},
+                "says sdxl, but the layers are those of sd1",
+            ),
+            (pair(f"base_model.model.{MIDDLE}", PEFT, [2, 4], [4, 2]), {}, "adapter_config.json"),
+        ],
+    )
+    def test_each(
+        self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], words: str
+    ) -> None:
+        assert words in warnings_of(path, tensors, **metadata)
+
+    def test_the_command_says_them_and_who_loads_it(
+        self, path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        warnings_of(path, lora(alpha=None))
+        inspect.run(path)
+        out = capsys.readouterr().out
+        assert "\nPrograms\n  ComfyUI: takes all 2 tensors\n" in out
+        assert "\nWarnings\n  1 layers have no alpha" in out
+        inspect.run(path, as_json=True)
+        everything = json.loads(capsys.readouterr().out)
+        assert [x["loader"] for x in everything["loaders"]][:2] == ["ComfyUI", "Forge"]
+        assert everything["loaders"][0]["taken"] == 2
+        assert everything["warnings"][0].startswith("1 layers")
+        assert everything["summary"]["kinds"] == {"lora": 1}
+
+    def test_strangers_metadata_is_bounded_and_harmless(
+        self, path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hostile = {f"key{i}": "v" for i in range(5000)}
+        hostile |= {"\x1b[2J" + "k" * 10**5: "\x1b]0;title\x07\u202e\r\n" + "v" * 10**6}
+        hostile |= {"likeness.settings": "x\x1b[31m\n" * 10**5}
+        warnings_of(path, {**lora(), "\x1b[31mlora\x07.weight": torch.ones(2)}, **hostile)
+        inspect.run(path)
+        out = capsys.readouterr().out
+        assert len(out) < 100_000
+        assert not set("\x1b\x07\r\u202e") & set(out)
+        assert "  and 4802 more" in out or "  and 4801 more" in out
+        assert "1 names are not understood" in out
+        inspect.run(path, as_json=True)
+        text = capsys.readouterr().out
+        assert not set("\x1b\x07\r\u202e") & set(text)
+        assert len(json.loads(text)["metadata"]) == len(hostile)

@@ -1,23 +1,24 @@
-"""Key names of LoRA files: there and back, what is refused, and the table of real SD 1.5."""
+"""Key names of LoRA files: there and back, both styles of UNet names, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainer.adapters.attach import Attached, attach
-from trainer.adapters.naming import KeyNaming, expected_shapes, from_kohya, kohya_tensors
+from trainer.adapters.ldm_names import BlockNames, ldm_blocks, to_diffusers, to_ldm
+from trainer.adapters.naming import (
+    KeyNaming,
+    expected_shapes,
+    from_kohya,
+    kohya_tensors,
+    names_in,
+)
 from trainer.errors import FileFormatError
 
-GOLDEN = Path(__file__).parent / "golden"
 UNET_NAMING = KeyNaming("lora_unet")
 TEXT_NAMING = KeyNaming("lora_te", insert="text_model.")
 
@@ -121,54 +122,100 @@ class TestNaming:
         assert "lora_unet_attn_to_q" in caught.value.where
 
 
-UNET_GROUPS = {
-    "unet-attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "unet-ff-proj": ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-}
-TEXT_GROUPS = {
-    "te-attention": ("q_proj", "k_proj", "v_proj", "out_proj"),
-    "te-mlp": ("fc1", "fc2"),
-}
+def small_blocks(layers: int | tuple[int, ...] = 2) -> BlockNames:
+    """Three levels, as in Stable Diffusion XL."""
+    return ldm_blocks(
+        {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": layers,
+        }
+    )
 
 
-def key_table(
-    model: nn.Module, groups: Mapping[str, tuple[str, ...]], naming: KeyNaming
-) -> list[str]:
-    """Lines "<group> <module name> <down shape> <up shape>" at rank 4."""
-    lines = []
-    for group, endings in groups.items():
-        dotted = tuple(f".{ending}" for ending in endings)
-        names = [name for name, _ in model.named_modules() if name.endswith(dotted)]
-        attached = attach(model, names, rank=4, alpha=4.0, seed=0)
-        shapes = expected_shapes(attached, naming)
-        attached.detach()
-        assert len(shapes) == 3 * len(names)
-        for name in names:
-            module = naming.module_name(name)
-            down, up = (
-                "x".join(map(str, shapes[f"{module}.{part}.weight"]))
-                for part in ("lora_down", "lora_up")
-            )
-            assert shapes[f"{module}.alpha"] == ()
-            lines.append(f"{group} {module} {down} {up}")
-    return lines
+class TestLdmNames:
+    @pytest.mark.parametrize(
+        ("diffusers", "ldm"),
+        [
+            ("down_blocks.0.resnets.0.conv1", "input_blocks.1.0.in_layers.2"),
+            ("down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
+            ("down_blocks.1.resnets.0.conv_shortcut", "input_blocks.4.0.skip_connection"),
+            ("down_blocks.1.attentions.0.proj_in", "input_blocks.4.1.proj_in"),
+            ("down_blocks.2.attentions.1.proj_out", "input_blocks.8.1.proj_out"),
+            ("mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
+            ("mid_block.resnets.1.time_emb_proj", "middle_block.2.emb_layers.1"),
+            ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+            ("up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
+            ("up_blocks.2.resnets.2.conv2", "output_blocks.8.0.out_layers.3"),
+        ],
+    )
+    def test_stable_diffusion_xl(self, diffusers: str, ldm: str) -> None:
+        blocks = small_blocks()
+        assert to_ldm(diffusers, blocks) == ldm
+        assert to_diffusers(ldm, blocks) == diffusers
+        ours, theirs = diffusers.replace(".", "_"), ldm.replace(".", "_")
+        assert to_ldm(ours, blocks, "_") == theirs
+        assert to_diffusers(theirs, blocks, "_") == ours
 
+    @pytest.mark.parametrize("layers", [1, 3, 9, (1, 2, 3)])
+    def test_there_and_back_for_any_number_of_layers(self, layers: int | tuple[int, ...]) -> None:
+        blocks = small_blocks(layers)
+        assert len({ldm for _, ldm in blocks}) == len({ours for ours, _ in blocks}) == len(blocks)
+        for separator in (".", "_"):
+            for ours, ldm in blocks:
+                ours, ldm = (x.replace(".", separator) for x in (ours, ldm))
+                assert to_ldm(ours, blocks, separator) == ldm
+                assert to_diffusers(f"{ldm}{separator}x", blocks, separator) == (
+                    f"{ours}{separator}x"
+                )
 
-def test_names_and_shapes_for_stable_diffusion_1_5() -> None:
-    """The golden table was checked against kohya's trainer and ComfyUI: 264 modules."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=768, attention_head_dim=8, layers_per_block=2
+    def test_the_last_block_without_attention(self) -> None:
+        """In Stable Diffusion 1 the first sampler on the way up stands where an attention would."""
+        blocks = ldm_blocks(
+            {
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+                "layers_per_block": 2,
+            }
         )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                projection_dim=768,
-            )
+        assert to_ldm("up_blocks.0.upsamplers.0.conv", blocks) == "output_blocks.2.1.conv"
+
+    def test_layers_outside_of_blocks_keep_their_names(self) -> None:
+        assert to_ldm("time_embedding.linear_1", small_blocks()) == "time_embedding.linear_1"
+
+    @pytest.mark.parametrize("ldm", [False, True])
+    def test_files_with_either_style_are_read(self, ldm: bool) -> None:
+        path = "down_blocks.1.attentions.0.proj_in"
+        naming = KeyNaming("lora_unet", blocks=small_blocks(), ldm=ldm)
+        other = KeyNaming("lora_unet", blocks=small_blocks(), ldm=not ldm)
+        assert naming.module_names(path) == other.module_names(path)[::-1]
+        assert naming.module_name(path) == (
+            "lora_unet_input_blocks_4_1_proj_in" if ldm else f"lora_unet_{path.replace('.', '_')}"
         )
-    lines = key_table(unet, UNET_GROUPS, UNET_NAMING) + key_table(text, TEXT_GROUPS, TEXT_NAMING)
-    golden = (GOLDEN / "sd15_lora_keys.txt").read_text(encoding="utf-8").splitlines()
-    assert sorted(lines) == [line for line in golden if not line.startswith("#")]
+        attached = attached_at(path)
+        for written in (naming, other):
+            tensors = kohya_tensors(attached, written)
+            assert names_in(tensors, [path, "other"], naming) == {path: written.module_name(path)}
+            back = from_kohya(tensors, attached, naming)
+            assert all(torch.equal(back[k], v) for k, v in attached.state().items())
+
+    def test_a_layer_under_both_names_is_refused(self) -> None:
+        path = "down_blocks.1.attentions.0.proj_in"
+        attached = attached_at(path)
+        naming, other = (
+            KeyNaming("lora_unet", blocks=small_blocks(), ldm=ldm) for ldm in (True, False)
+        )
+        tensors = kohya_tensors(attached, naming) | kohya_tensors(attached, other)
+        with pytest.raises(FileFormatError, match="twice") as caught:
+            from_kohya(tensors, attached, naming)
+        assert caught.value.where.splitlines() == list(naming.module_names(path))
+
+
+def attached_at(path: str) -> Attached:
+    """A model with one linear layer, at this path."""
+    model: nn.Module = nn.Linear(3, 5)
+    for name in reversed(path.split(".")):
+        model = nn.ModuleDict({name: model})
+    attached = attach(model, [path], rank=2, alpha=4.0, seed=0)
+    attached.load_state({k: torch.randn(v.shape) for k, v in attached.state().items()})
+    return attached

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.captioners import save_tiny_captioner
 from tests.conftest import QUICK
 from tests.runs import files_in, metrics_of, run_cli, save_photos
+from tests.tiny import save_tiny_sdxl
 from trainer.adapters.file import read_lora
 from trainer.config.settings import section_models
 
@@ -41,6 +42,8 @@ REFUSED = {
     "data.face_detector_file",
     "data.face_recognizer_file",
     "data.face_download",
+    "model.vae",
+    "model.tokenizer",
     "preview.scorer",
     "preview.scorer_folder",
 }
@@ -88,6 +91,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "caption.several_lines": ("caption.several_lines=true",),
     "caption.dropout": ("caption.dropout=1",),
     "model.base": ("model.base={other_base}",),
+    "model.vae": ("model.vae=missing",),
+    "model.tokenizer": ("model.tokenizer=missing",),
+    "model.download": ("model.download=false", "model.base=author/model"),
+    "model.clip_skip": ("model.clip_skip=2",),
+    "model.prompt_chunks": ("model.prompt_chunks=1", f"caption.prefix={'word ' * 90}"),
     "model.device": ("model.device=cuda",),
     "model.precision": ("model.precision=bf16",),
     "model.attention": ("model.attention=eager",),
@@ -96,10 +104,20 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "adapter.alpha": ("adapter.alpha=1",),
     "adapter.targets": ("adapter.targets=attention+ff",),
     "adapter.text_encoder": ("adapter.text_encoder=false",),
+    "adapter.text_encoder_targets": ("adapter.text_encoder_targets=attention+mlp",),
+    "adapter.text_encoder_rank": ("adapter.text_encoder_rank=3",),
+    "adapter.text_encoder_alpha": ("adapter.text_encoder_alpha=1",),
+    "adapter.include": ("adapter.include=['*attn2*']",),
+    "adapter.exclude": ("adapter.exclude=['*attn2*']",),
+    "adapter.blocks": ("adapter.blocks=[{pattern='*attn2*', rank=3, rate=0.5}]",),
     "adapter.save_precision": ("adapter.save_precision=fp32",),
     "optimizer.name": ("optimizer.name=nothing",),
     "optimizer.learning_rate": ("optimizer.learning_rate=0.001",),
     "optimizer.text_encoder_learning_rate": ("optimizer.text_encoder_learning_rate=0.001",),
+    "optimizer.text_encoder_2_learning_rate": (
+        "optimizer.text_encoder_2_learning_rate=0.001",
+        "model.base={sdxl}",
+    ),
     "optimizer.weight_decay": ("optimizer.weight_decay=1",),
     "optimizer.beta1": ("optimizer.beta1=0.1",),
     "optimizer.beta2": ("optimizer.beta2=0.1",),
@@ -125,6 +143,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "run.seed": ("run.seed=1",),
     "run.threads": ("run.threads=2", "run.total_steps=1"),
     "run.tensorboard": ("run.tensorboard=true",),
+    "run.sidecars": ("run.sidecars=true",),
     "preview.every_steps": ("preview.every_steps=1",),
     "preview.prompts": ("preview.prompts={other_prompts}", *DRAWN),
     "preview.sampling_steps": ("preview.sampling_steps=3", *DRAWN),
@@ -171,6 +190,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
     prompts.write_text("{trigger}\n", encoding="utf-8")
     other.write_text("a {trigger} {class}\n", encoding="utf-8")
     captioner = save_tiny_captioner(home / "captioner")
+    sdxl = save_tiny_sdxl(home / "sdxl")
     seen: dict[tuple[object, ...], dict[str, Any]] = {}
 
     def run(*settings: str, broken: bool = False) -> dict[str, Any]:
@@ -183,19 +203,20 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             word.replace("{other_base}", str(v_base))
             .replace("{other_prompts}", str(other))
             .replace("{captioner}", str(captioner))
+            .replace("{sdxl}", str(sdxl))
             .replace("{below}", ((broken_set if broken else whole) / "below").as_posix())
             for word in words
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LIKENESS_CACHE", str(cache))
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-            workers = counted_workers(patch)
+            workers, downloads = counted_workers(patch), counted_downloads(patch, base)
             code = run_cli(
                 *("train", broken_set if broken else whole, "--output", output),
                 *(f"--set={word}" for word in words),
             )
         seen[key] = {"code": code, "threads": torch.get_num_threads(), "cached": cache.exists()}
-        seen[key]["workers"] = workers
+        seen[key] |= {"workers": workers, "downloads": downloads}
         torch.set_num_threads(1)
         seen[key] |= observed(output)
         return seen[key]
@@ -214,6 +235,18 @@ def counted_workers(patch: pytest.MonkeyPatch) -> set[int | None]:
 
     patch.setattr("trainer.doctor.examine.ThreadPoolExecutor", Counted)
     return counted
+
+
+def counted_downloads(patch: pytest.MonkeyPatch, base: Path) -> list[bool]:
+    """Whether a base on the hub might be downloaded, whenever one is asked for."""
+    asked: list[bool] = []
+
+    def folder(text: str, *, variant: str, download: bool) -> Path:
+        asked.append(download)
+        return base
+
+    patch.setattr("trainer.commands.bases.hub_folder", folder)
+    return asked
 
 
 def observed(output: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         "sample": _sample,
         "caption": _caption,
         "inspect": _inspect,
+        "convert": _convert,
         "cache": _cache,
     }
     return calls[options.command](options, given) or 0
@@ -150,6 +151,18 @@ def _inspect(options: argparse.Namespace, _given: Sequence[str]) -> None:
     from trainer.commands import inspect
 
     inspect.run(options.file, as_json=options.json)
+
+
+def _convert(options: argparse.Namespace, _given: Sequence[str]) -> None:
+    from trainer.commands import convert
+
+    convert.run(
+        options.source,
+        options.target,
+        to=options.to,
+        family=options.family,
+        overwrite=options.overwrite,
+    )
 
 
 def _cache(options: argparse.Namespace, _given: Sequence[str]) -> None:

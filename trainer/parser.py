@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_sample(commands)
     _add_inspect(commands)
+    _add_convert(commands)
     _add_caption(commands)
     _add_cache(commands)
     return parser
@@ -116,6 +117,34 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     inspect.add_argument("file", type=Path, metavar="FILE", help="the LoRA file")
     inspect.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a LoRA file as another program wants it",
+        description="Write a LoRA file of any trainer as another program wants it, with the same "
+        "effect. What cannot be said in that form is refused, and nothing is written.",
+    )
+    convert.add_argument(
+        "source", type=Path, metavar="IN", help="the LoRA file, or a folder saved by peft"
+    )
+    convert.add_argument(
+        "target", type=Path, metavar="OUT", help="the new file; for peft the new folder"
+    )
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("kohya", "diffusers", "peft"),
+        help="kohya is what ComfyUI, A1111, Forge, diffusers and kohya's trainer all load",
+    )
+    convert.add_argument(
+        "--family",
+        default="",
+        choices=("sd1", "sd2", "sdxl"),
+        help="what it is for, where the file does not tell",
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -145,6 +146,28 @@ class Bucketed:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """Texts as a base's text encoders tell them to its UNet.
+
+    embeddings_BTD: of each token. pooled_BP: of each text as a whole, which SDXL takes beside
+    them; None in families that do not.
+    """
+
+    embeddings_BTD: Tensor
+    pooled_BP: Tensor | None = None
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on a device."""
+        pooled_BP = None if self.pooled_BP is None else self.pooled_BP.to(device)
+        return Prompts(self.embeddings_BTD.to(device), pooled_BP)
+
+    def kept(self) -> Prompts:
+        """The same as float32 in main memory."""
+        pooled_BP = None if self.pooled_BP is None else self.pooled_BP.float().cpu()
+        return Prompts(self.embeddings_BTD.float().cpu(), pooled_BP)
+
+
+@dataclass(frozen=True, slots=True)
 class CachedSample:
     """One training picture, ready for training.
 
@@ -153,7 +176,7 @@ class CachedSample:
     latents_Chw: float32, already scaled as the UNet expects.
     texts: the captions, one of which is used at a time.
     prompt_TD: prompt embeddings float32 of the caption, or None while the text encoder is trained
-    or captions vary.
+    or captions vary. pooled_P: its pooled embeddings float32, in families that have them.
     weights_hw: float32 weight of each latent in the loss, of mean 1; None: all alike.
     group: samples of one photo at one size share it; each epoch takes one of them. "": its key.
     repeats: how often its photo comes in an epoch. weight: of its loss.
@@ -165,6 +188,7 @@ class CachedSample:
     texts: tuple[str, ...]
     prompt_TD: Tensor | None = None
     weights_hw: Tensor | None = None
+    pooled_P: Tensor | None = None
     group: str = ""
     repeats: int = 1
     weight: float = 1.0
@@ -183,13 +207,20 @@ class Batch:
 
     latents_BChw: float32. samples: the B samples themselves. prompt_BTD: prompt embeddings, or
     None while the text encoder is trained or captions vary. weights_Bhw: float32 weight of each
-    latent, of mean 1 for each sample; None: all alike.
+    latent, of mean 1 for each sample; None: all alike. pooled_BP: pooled embeddings, in families
+    that have them.
     """
 
     latents_BChw: Tensor
     samples: tuple[CachedSample, ...]
     prompt_BTD: Tensor | None = None
     weights_Bhw: Tensor | None = None
+    pooled_BP: Tensor | None = None
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The embeddings of its captions, where samples have them."""
+        return None if self.prompt_BTD is None else Prompts(self.prompt_BTD, self.pooled_BP)
 
     @property
     def keys(self) -> tuple[str, ...]:

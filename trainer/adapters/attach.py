@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.adapters import ADAPTERS
 from trainer.adapters.lora import LoRALayer
+from trainer.adapters.plans import BlockRule, plan_layers
 from trainer.errors import FileFormatError, ModelError
 
 _SHOWN_PROBLEMS = 5
@@ -22,10 +23,14 @@ class Attached:
 
     Attributes:
         layers: from dotted path in the model to adapter layer, in the order they were named.
+        rates: from dotted path to the factor of the learning rate, for the same layers.
     """
 
-    def __init__(self, root: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
+    def __init__(
+        self, root: nn.Module, layers: Mapping[str, LoRALayer], rates: Mapping[str, float]
+    ) -> None:
         self.layers = dict(layers)
+        self.rates = dict(rates)
         self._root = root
         self._frozen = [p for p in root.parameters() if p.requires_grad]
         for parameter in self._frozen:
@@ -37,6 +42,13 @@ class Attached:
     def parameters(self) -> list[nn.Parameter]:
         """`down` and `up` of every layer, in the order of `layers`."""
         return [p for layer in self.layers.values() for p in (layer.down, layer.up)]
+
+    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """The parameters by factor of the learning rate, in the order of first appearance."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for path, layer in self.layers.items():
+            groups.setdefault(self.rates[path], []).extend((layer.down, layer.up))
+        return list(groups.items())
 
     def state(self) -> dict[str, Tensor]:
         """`"<path>.down"` and `"<path>.up"`: float32 copies on the CPU."""
@@ -101,6 +113,7 @@ def attach(
     rank: int,
     alpha: float,
     seed: int,
+    rules: Sequence[BlockRule] = (),
 ) -> Attached:
     """Wrap the named layers of `root` with adapters and freeze everything else in it.
 
@@ -112,10 +125,12 @@ def attach(
             `root.to(dtype)` afterwards would cast the float32 factors as well.
         names: dotted paths of `nn.Linear` and `nn.Conv2d` layers in `root`.
         adapter: a name in `ADAPTERS`.
-        rank, alpha: of every layer.
+        rank, alpha: of every layer that no rule changes.
         seed: any integer.
+        rules: rank, alpha and learning rate of some layers; later ones win.
 
     Raises:
+        ConfigError: a rule fits none of the layers; `root` is left as it was.
         ModelError: a name does not exist or cannot be adapted; `root` is left as it was.
     """
     make_layer = ADAPTERS.load(adapter)
@@ -123,11 +138,17 @@ def attach(
     bases = {name: _find(modules, name) for name in dict.fromkeys(names)}
     if not bases:
         raise ModelError("There is no layer to adapt.", fix="Name at least one layer.")
+    plans = plan_layers(tuple(bases), rank=rank, alpha=alpha, rules=rules)
     layers = {
-        name: make_layer(base, rank=rank, alpha=alpha, generator=_generator(seed, name))
-        for name, base in bases.items()
+        plan.path: make_layer(
+            bases[plan.path],
+            rank=plan.rank,
+            alpha=plan.alpha,
+            generator=_generator(seed, plan.path),
+        )
+        for plan in plans
     }
-    return Attached(root, layers)
+    return Attached(root, layers, {plan.path: plan.rate for plan in plans})
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

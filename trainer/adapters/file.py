@@ -111,7 +111,7 @@ def read_lora(path: Path) -> LoraFile:
     try:
         with path.open("rb") as file:
             header, _ = read_header(path, file)
-            _require_adapter(path, header)
+            require_adapter(path, header)
             file.seek(0)
             content = file.read()
     except OSError as error:
@@ -197,7 +197,7 @@ def _replace_file(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _require_adapter(path: Path, header: Mapping[str, Any]) -> None:
+def require_adapter(path: Path, header: Mapping[str, Any]) -> None:
     """Refuse a whole model before its gigabytes are read."""
     names = [name for name in header if name != "__metadata__"]
     if not any(_ADAPTER_MARK.search(name) for name in names):

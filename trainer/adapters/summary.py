@@ -7,48 +7,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from torch import Tensor
-
 from trainer.adapters.file import LoraFile
+from trainer.adapters.foreign import FAMILY_BY_CROSS_WIDTH, Foreign, Layer, family_of, read_names
 
-# A tensor's name is a layer's name and one of these parts; ".default" is peft's adapter name.
-_PART = re.compile(
-    r"(?P<layer>.+?)[._](?P<part>lora_(?:A|B|down|up|mid|magnitude_vector)|lora\.(?:down|up)"
-    r"|lora_linear_layer\.(?:down|up)|hada_\w+|lokr_\w+|oft_\w+|dora_scale|w_norm|b_norm"
-    r"|diff|diff_b|alpha)(?:\.default)?(?:\.weight)?"
-)
-_DOWN_PARTS = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down", "hada_w1_b")
-_UP_PARTS = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")
-_PLAIN_PARTS = frozenset({*_DOWN_PARTS[:-1], *_UP_PARTS, "alpha"})
+# What the styles of names are summed up as.
+_NAMINGS = {"kohya-ldm": "kohya", "kohya-oft": "kohya", "diffusers-old": "diffusers"}
 
-# How the names of each naming begin; the first that fits all layers counts.
-_NAMINGS = (
-    ("kohya", re.compile(r"lora_(?:unet|te\d?)_[^.]+")),
-    ("diffusers", re.compile(r"(?:unet|text_encoder|text_encoder_2)\..+")),
-    ("peft", re.compile(r"base_model\.model\..+")),
-)
+_PLAIN_PARTS = ("down", "up", "alpha")
 
-# Kind of layer by its name (with "_" for "."); the first that is found counts.
+# Kind of layer by its path (with "_" for "."); the first that is found counts.
 _KINDS = (
     ("UNet attention", re.compile(r"_attn[12]_")),
     ("UNet feed-forward", re.compile(r"_ff_net_")),
     ("UNet projection", re.compile(r"_proj_(?:in|out)$")),
-    (
-        "UNet convolution block",
-        re.compile(r"resnets_|samplers_|_conv|_(?:in|out|emb)_layers_|_skip_connection|_op$"),
-    ),
+    ("UNet convolution block", re.compile(r"resnets_|samplers_|_conv")),
     ("text encoder attention", re.compile(r"_self_attn_")),
     ("text encoder MLP", re.compile(r"_mlp_")),
 )
 
-_FAMILY_BY_CROSS_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-_FAMILY_BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2"}
-# The block widths of every real Stable Diffusion 1, 2 and XL UNet.
-_REAL_UNET_WIDTHS = frozenset({320, 640, 1280})
 _FITS = {
     "sd1": "Stable Diffusion 1.x: SD 1.4, SD 1.5 and the models made from them",
     "sd2": "Stable Diffusion 2.x: SD 2.0, SD 2.1 and the models made from them",
@@ -61,7 +41,9 @@ _FITS = {
 class LoraSummary:
     """What `summarize` found.
 
-    naming: "kohya", "diffusers", "peft" or "unknown". family: "sd1", "sd2", "sdxl" or "unknown".
+    naming: "kohya", "diffusers", "peft", "onetrainer", "mixed" or "unknown". styles: how many
+        layers are named in which of its styles. kinds: how many layers are of which kind.
+    family: "sd1", "sd2", "sdxl" or "unknown".
     fits: which base models it can be used with, in words.
     modules: how many layers are adapted; parameters: how many numbers in their factors.
     ranks, alphas, targets, dtypes: how often each occurs, as text; a rank of "none" is that of a
@@ -73,6 +55,8 @@ class LoraSummary:
     """
 
     naming: str
+    styles: dict[str, int]
+    kinds: dict[str, int]
     family: str
     fits: str
     modules: int
@@ -86,107 +70,89 @@ class LoraSummary:
     other_parts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One adapted layer: its name with "_" for ".", the shape of its down factor, its alpha."""
+def summarize(file: LoraFile, foreign: Foreign | None = None) -> LoraSummary:
+    """Tell what a LoRA file holds; works on every file that `read_lora` could read.
 
-    name: str
-    down: tuple[int, ...] | None
-    alpha: float | None
-
-
-def summarize(file: LoraFile) -> LoraSummary:
-    """Tell what a LoRA file holds; works on every file that `read_lora` could read."""
-    parts, other = _parts(file.tensors)
-    layers = [_layer(name, tensors) for name, tensors in parts.items()]
-    naming = _naming(parts)
-    cross_width = _width(layers, "_attn2_to_k", "_attn2_to_v")
-    family = _family(layers, cross_width)
+    Args:
+        file: its larger tensors may be on the meta device.
+        foreign: its names, where they were read already.
+    """
+    names = foreign or read_names(file)
+    layers = names.layers
+    cross_width = _width(layers, "unet", (".attn2.to_k", ".attn2.to_v"))
+    family = family_of(names)
+    naming = _naming(names)
     kohya_sd1 = naming == "kohya" and family == "sd1"
+    alphas = {key for layer in layers for part, key in layer.parts.items() if part == "alpha"}
     return LoraSummary(
         naming=naming,
+        styles=names.styles,
+        kinds=_counted(_kind(layer) for layer in layers),
         family=family,
         fits=_fits(layers, family, cross_width),
         modules=len(layers),
-        parameters=sum(t.numel() for key, t in file.tensors.items() if not key.endswith("alpha")),
-        ranks=_counted("none" if x.down is None else str(x.down[0]) for x in layers),
+        parameters=sum(t.numel() for key, t in file.tensors.items() if key not in alphas),
+        ranks=_counted("none" if x.rank is None else str(x.rank) for x in layers),
         alphas=_counted("none" if x.alpha is None else f"{x.alpha:g}" for x in layers),
-        targets=_counted(_kind(x.name) for x in layers),
+        targets=_counted(_target(x) for x in layers),
         dtypes=_counted(str(t.dtype).removeprefix("torch.") for t in file.tensors.values()),
         cross_attention_width=cross_width,
         coverage=_coverage({x.name for x in layers}) if kohya_sd1 else {},
-        other_parts=_counted(other),
+        other_parts=_counted(_other_parts(names)),
     )
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """{layer name as in the file: {part: tensor}}, and the kinds of parts no plain LoRA has."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    other: list[str] = []
-    for key, tensor in tensors.items():
-        match = _PART.fullmatch(key)
-        if match:
-            parts.setdefault(match["layer"], {})[match["part"]] = tensor
-            if match["part"] not in _PLAIN_PARTS:
-                other.append(match["part"])
-        else:
-            other.append(key.partition(".")[2] or key)
-    return parts, other
+def _naming(names: Foreign) -> str:
+    found = {_NAMINGS.get(style, style) for style in names.styles}
+    if not found:
+        return "unknown"
+    return found.pop() if len(found) == 1 else "mixed"
 
 
-def _layer(name: str, parts: Mapping[str, Tensor]) -> _Layer:
-    down = next((parts[p] for p in _DOWN_PARTS if p in parts and parts[p].ndim >= 2), None)
-    alpha = parts.get("alpha")
-    return _Layer(
-        # Old diffusers files name the attention processor as if it were a layer.
-        name=name.replace(".processor.", ".").replace(".", "_"),
-        down=None if down is None else tuple(down.shape),
-        alpha=float(alpha) if alpha is not None and alpha.numel() == 1 else None,
+def _kind(layer: Layer) -> str:
+    kind = "alpha alone" if layer.kind == "none" else layer.kind
+    if "mid" in layer.parts:
+        kind += " with a middle factor"
+    return f"{kind} with DoRA" if "dora" in layer.parts else kind
+
+
+def _other_parts(names: Foreign) -> Iterable[str]:
+    """The parts that no plain LoRA has, and the names of what is no layer."""
+    for layer in names.layers:
+        yield from (part for part in layer.parts if part not in _PLAIN_PARTS)
+    for key in (*names.embeddings, *names.unknown):
+        yield key.partition(".")[2] or key
+
+
+def _width(layers: Iterable[Layer], component: str, ends: tuple[str, ...]) -> int | None:
+    """The largest input width among a component's layers whose path ends so."""
+    widths = (
+        shape[1]
+        for layer in layers
+        if layer.component == component and layer.path.endswith(ends)
+        for shape in (layer.shapes.get("down") or layer.shapes.get("hada_w1_b", ()),)
+        if len(shape) >= 2
     )
-
-
-def _naming(names: Iterable[str]) -> str:
-    for naming, pattern in _NAMINGS:
-        if names and all(pattern.fullmatch(name) for name in names):
-            return naming
-    return "unknown"
-
-
-def _width(layers: Iterable[_Layer], *endings: str) -> int | None:
-    """The largest input width among layers whose name ends so."""
-    widths = [x.down[1] for x in layers if x.down is not None and x.name.endswith(endings)]
     return max(widths, default=None)
 
 
-def _family(layers: Sequence[_Layer], cross_width: int | None) -> str:
-    if cross_width is not None:
-        widths = {x.down[1] for x in layers if x.down and x.name.endswith("_attn1_to_q")}
-        if not widths <= _REAL_UNET_WIDTHS:
-            return "unknown"
-        return _FAMILY_BY_CROSS_WIDTH.get(cross_width, "unknown")
-    if any(_is_second_text_encoder(x.name) for x in layers):
-        return "sdxl"
-    return _FAMILY_BY_TEXT_WIDTH.get(_width(layers, "_self_attn_q_proj") or 0, "unknown")
-
-
-def _fits(layers: Sequence[_Layer], family: str, cross_width: int | None) -> str:
-    text_width = _width(layers, "_self_attn_q_proj")
+def _fits(layers: Sequence[Layer], family: str, cross_width: int | None) -> str:
+    text_width = _width(layers, "text_encoder", (".self_attn.q_proj",))
     if family != "unknown" or (cross_width is None and text_width is None):
         return _FITS[family]
     kind, width = "cross-attention", cross_width
     if width is None:
         kind, width = "text encoder", text_width
-    small = "small " if width is not None and width < min(_FAMILY_BY_CROSS_WIDTH) else ""
+    if cross_width is None and text_width in FAMILY_BY_CROSS_WIDTH:
+        return _FITS["unknown"]
+    small = "small " if width is not None and width < min(FAMILY_BY_CROSS_WIDTH) else ""
     return f"a {small}base of its own ({kind} width {width}): fits no real SD 1.5, SD 2.x or SDXL"
 
 
-def _kind(name: str) -> str:
+def _target(layer: Layer) -> str:
+    name = f"_{layer.path.replace('.', '_')}"
     kind = next((kind for kind, pattern in _KINDS if pattern.search(name)), "other layers")
-    return f"second {kind}" if _is_second_text_encoder(name) else kind
-
-
-def _is_second_text_encoder(name: str) -> bool:
-    return name.startswith(("lora_te2_", "text_encoder_2_"))
+    return f"second {kind}" if layer.component == "text_encoder_2" else kind
 
 
 def _coverage(names: set[str]) -> dict[str, tuple[int, int]]:

@@ -14,6 +14,7 @@ from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
 from trainer.commands.describe import caption_flags
 from trainer.commands.material import Material, gather
+from trainer.commands.sets import SO_FAR, with_words_of
 from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
     Layer,
@@ -135,9 +136,18 @@ def settings_of(request: Request, root: Path | None = None) -> tuple[Resolved, B
     if preset.is_file():  # a kind that does not exist is explained with the other settings
         layers.insert(0, read_toml(preset, f"preset {preset.stem}"))
     resolved = build_config(layers)
-    facts = base_facts(base)
+    model = resolved.config.model
+    facts = base_facts(
+        base,
+        prediction=resolved.config.objective.prediction,
+        precision=model.precision,
+        vae=Path(model.vae).expanduser() if model.vae else None,
+        tokenizer=Path(model.tokenizer).expanduser() if model.tokenizer else None,
+        download=model.download,
+    )
     by_base = {"data.resolution": facts.resolution, "data.bucket_step_px": facts.bucket_step_px}
     resolved = fill_unset(resolved, by_base, "by base")
+    resolved = with_words_of(request.photos, resolved)
     name = file_stem(request.photos.resolve().name)
     return fill_unset(resolved, {"run.name": name}, "the photo folder"), facts
 
@@ -176,7 +186,7 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
 
 def _saved_settings(path: Path) -> Layer:
     """The settings of a run that goes on, except where it was asked to end early."""
-    layer = read_toml(path, "the run so far")
+    layer = read_toml(path, SO_FAR)
     layer.values.get("run", {}).pop("stop_at_step", None)
     return layer
 

@@ -13,16 +13,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.adapters.file import FileHashes, LoraFile, file_hashes, read_lora
+from trainer.adapters.file import FileHashes, LoraFile, file_hashes
+from trainer.adapters.flaws import flaws
+from trainer.adapters.loaders import LoaderVerdict, verdicts
+from trainer.adapters.outline import check_values, read_outline
+from trainer.adapters.outside import read_foreign
 from trainer.adapters.summary import LoraSummary, summarize
 
 _SETTINGS_KEY = "likeness.settings"
+# What is shown of a stranger's metadata: names, and characters of a name and of a value.
+_SHOWN_ENTRIES = 200
+_SHOWN_NAME = 100
+_SHOWN_VALUE = 4000
+_SHOWN_SETTINGS_LINES = 500
+_JSON_VALUE = 2**20
 
 Section = tuple[str, list[tuple[str, str]]]
 
 
 def run(path: Path, *, as_json: bool = False) -> None:
-    """Print what is in a LoRA file: layers, the base it fits, metadata, hashes.
+    """Print what is in a LoRA file: layers, the base it fits, who loads it, metadata, hashes.
 
     Args:
         path: of the file.
@@ -31,27 +41,37 @@ def run(path: Path, *, as_json: bool = False) -> None:
     Raises:
         FileFormatError: there is no such file, or it is damaged or no LoRA.
     """
-    file = read_lora(path)
-    summary = summarize(file)
+    outline = read_outline(path)
+    file = outline.file
+    names = read_foreign(file)
+    summary = summarize(file, names)
     hashes = file_hashes(path)
+    loaders = verdicts(file, names)
+    warnings = flaws(outline, names, check_values(outline), hashes)
     if as_json:
         everything = {
             "file": str(path),
             "bytes": path.stat().st_size,
             "summary": dataclasses.asdict(summary),
+            "unknown": list(names.unknown),
+            "loaders": [_loader_table(verdict) for verdict in loaders],
+            "warnings": list(warnings),
             "hashes": dataclasses.asdict(hashes),
-            "metadata": dict(file.metadata),
+            "metadata": {key: _cut(value, _JSON_VALUE) for key, value in file.metadata.items()},
         }
         print(json.dumps(everything, indent=2))
         return
     sections = [
         ("File", _file_rows(path, summary)),
+        ("Programs", [(verdict.loader, _in_words(verdict)) for verdict in loaders]),
+        ("Warnings", [("", text) for text in warnings or ("none",)]),
         ("Hashes", _hash_rows(hashes)),
         ("Metadata", _metadata_rows(file)),
     ]
     settings = file.metadata.get(_SETTINGS_KEY, "").strip()
     if settings:
-        sections.append(("Settings", [("", line) for line in settings.splitlines()]))
+        lines = settings.splitlines()[:_SHOWN_SETTINGS_LINES]
+        sections.append(("Settings", [("", _cut(line, _SHOWN_VALUE)) for line in lines]))
     if sys.stdout.isatty():
         _print_rich(sections)
     else:
@@ -64,7 +84,8 @@ def _file_rows(path: Path, summary: LoraSummary) -> list[tuple[str, str]]:
         ("size", f"{path.stat().st_size:,} bytes"),
         ("family", summary.family),
         ("fits", summary.fits),
-        ("naming", summary.naming),
+        ("naming", _naming(summary)),
+        ("kind", _counts(summary.kinds)),
         ("layers", str(summary.modules)),
         ("parameters", f"{summary.parameters:,}"),
         ("rank", _counts(summary.ranks)),
@@ -79,6 +100,35 @@ def _file_rows(path: Path, summary: LoraSummary) -> list[tuple[str, str]]:
     if summary.other_parts:
         rows.append(("not plain LoRA", _counts(summary.other_parts)))
     return rows
+
+
+def _naming(summary: LoraSummary) -> str:
+    """ "kohya", with the styles where they say more: "kohya (kohya-ldm: 722, kohya: 264)"."""
+    if list(summary.styles) in ([], [summary.naming]):
+        return summary.naming
+    styles = ", ".join(f"{style}: {count}" for style, count in summary.styles.items())
+    return f"{summary.naming} ({styles})"
+
+
+def _in_words(verdict: LoaderVerdict) -> str:
+    """One line: "takes all 792 tensors", with the reason where there is one."""
+    count = len(verdict.taken) + len(verdict.dropped)
+    words = {
+        "all": f"takes all {count} tensors",
+        "partly": f"takes {len(verdict.taken)} of {count} tensors",
+        "refused": "does not take the file",
+    }[verdict.outcome]
+    return f"{words}: {verdict.reason}" if verdict.reason else words
+
+
+def _loader_table(verdict: LoaderVerdict) -> dict[str, object]:
+    return {
+        "loader": verdict.loader,
+        "outcome": verdict.outcome,
+        "taken": len(verdict.taken),
+        "dropped": list(verdict.dropped),
+        "reason": verdict.reason,
+    }
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -100,17 +150,26 @@ def _hash_rows(hashes: FileHashes) -> list[tuple[str, str]]:
 
 def _metadata_rows(file: LoraFile) -> list[tuple[str, str]]:
     """All metadata but the settings, which have a section of their own."""
-    rows = [
-        (key, _picture(value) if value.startswith("data:image/") else value)
-        for key, value in sorted(file.metadata.items())
-        if key != _SETTINGS_KEY
-    ]
+    keys = sorted(key for key in file.metadata if key != _SETTINGS_KEY)
+    rows = [(_cut(key, _SHOWN_NAME), _shown(file.metadata[key])) for key in keys[:_SHOWN_ENTRIES]]
+    if len(keys) > _SHOWN_ENTRIES:
+        rows.append((f"and {len(keys) - _SHOWN_ENTRIES} more", "--json shows all"))
     return rows or [("none", "")]
+
+
+def _shown(value: str) -> str:
+    return _picture(value) if value.startswith("data:image/") else _cut(value, _SHOWN_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    more = len(text) - length
+    return text if more <= 0 else f"{text[:length]}... ({more:,} more characters)"
 
 
 def _picture(value: str) -> str:
     kind, _, data = value.partition(",")
-    return f"a picture ({kind.removeprefix('data:')}, {len(data) * 3 // 4:,} bytes)"
+    kind = _cut(kind.removeprefix("data:"), _SHOWN_NAME)
+    return f"a picture ({kind}, {len(data) * 3 // 4:,} bytes)"
 
 
 def _printable(text: str) -> str:

@@ -14,22 +14,20 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.commands.describe import describer_of
+from trainer.commands.folders import Folder, look_through, require_all_usable
 from trainer.commands.sets import photo_sets
 from trainer.config.reader import Resolved
 from trainer.config.settings import TrainConfig
 from trainer.data.buckets import BucketPlan, place_photos
 from trainer.data.cache import cache_root
 from trainer.data.caption_variants import CaptionStyle
-from trainer.data.captions import caption_photos, orphan_sidecars
-from trainer.data.listing import natural_key
-from trainer.data.photos import PhotoProblem, PhotoScan, require_usable, scan_folder
+from trainer.data.captions import caption_photos
 from trainer.data.sets import PhotoSet, balanced
 from trainer.data.variants import VariantPlan, add_variants
 from trainer.doctor.checkup import CheckedSet, Checkup, diagnose
 from trainer.doctor.examine import Examination, examine
 from trainer.doctor.facts import FactStore
 from trainer.doctor.findings import Diagnosis
-from trainer.doctor.sidecars import Sidecar, read_sidecars
 from trainer.faces import open_finder
 from trainer.families import FAMILIES, BaseFacts
 from trainer.training.reports import stage_progress
@@ -87,9 +85,9 @@ def gather(
         download=data.face_download,
         drawings=facts.embedded,
     )
-    folders = [_scan(config, kept) for kept in sets]
+    folders = [look_through(config, kept, workers=workers_of(config)) for kept in sets]
     if strict:
-        _require_usable(folders, skip_bad=data.skip_bad)
+        require_all_usable(folders, skip_bad=data.skip_bad)
     store = FactStore(cache_root() / "facts" if data.cache else None)
     examination = examine(
         [photo for folder in folders for photo in folder.scan.photos],
@@ -103,7 +101,7 @@ def gather(
         console.print(store.notice, style="yellow", soft_wrap=True)
     lost = {problem.path for problem in examination.problems}
     if strict and lost:
-        _require_usable(folders, examination.problems, skip_bad=data.skip_bad)
+        require_all_usable(folders, examination.problems, skip_bad=data.skip_bad)
     styles = {kept.name: caption_style(config, kept) for kept in sets}
     captioned = [
         _caption(config, kept, folder, styles[kept.name], describe, lost)
@@ -132,7 +130,7 @@ def gather(
 
 def _checked(
     sets: Sequence[PhotoSet],
-    folders: Sequence[_Folder],
+    folders: Sequence[Folder],
     captioned: Sequence[tuple[Captioned, ...]],
     placed: Sequence[tuple[Bucketed, ...]],
 ) -> tuple[CheckedSet, ...]:
@@ -184,63 +182,10 @@ def caption_style(config: TrainConfig, kept: PhotoSet) -> CaptionStyle:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """What is in the folder of a set."""
-
-    scan: PhotoScan
-    sidecars: Mapping[Path, Sidecar]
-    orphans: tuple[Path, ...]
-
-
-def _scan(config: TrainConfig, kept: PhotoSet) -> _Folder:
-    scan = scan_folder(
-        kept.folder,
-        recursive=kept.recursive,
-        maximum_megapixels=config.data.maximum_megapixels,
-        masks=config.data.masks,
-        workers=workers_of(config),
-    )
-    if not config.caption.use_sidecars:
-        return _Folder(scan, {}, ())
-    sidecars = read_sidecars(scan.photos)
-    orphans = orphan_sidecars(kept.folder, scan.photos, recursive=kept.recursive)
-    return _Folder(scan, sidecars, orphans)
-
-
-def _require_usable(
-    folders: Sequence[_Folder], lost: Sequence[PhotoProblem] = (), *, skip_bad: bool
-) -> None:
-    """Name all that cannot be trained on at once, whatever set it is in.
-
-    lost: photos that went away after their folder was looked through.
-
-    Raises:
-        DataError: some cannot be used and `skip_bad` is off, or none of a set can.
-    """
-    scans = []
-    for folder in folders:
-        captions = [
-            PhotoProblem(path, f"has a caption that cannot be used: {s.problem.rstrip('.')}", s.fix)
-            for path, s in folder.sidecars.items()
-            if s.problem
-        ]
-        bad = {problem.path for problem in (*captions, *lost)}
-        usable = tuple(photo for photo in folder.scan.photos if photo.path not in bad)
-        problems = (*folder.scan.problems, *captions)
-        scans.append(PhotoScan(usable, problems, hidden=0, other=0))
-    usable = tuple(photo for scan in scans for photo in scan.photos)
-    named = {p.path: p for p in (*(p for scan in scans for p in scan.problems), *lost)}
-    problems = tuple(named[path] for path in sorted(named, key=natural_key))
-    require_usable(PhotoScan(usable, problems, hidden=0, other=0), skip_bad=skip_bad)
-    for scan in scans:
-        require_usable(scan, skip_bad=True)
-
-
 def _caption(
     config: TrainConfig,
     kept: PhotoSet,
-    folder: _Folder,
+    folder: Folder,
     style: CaptionStyle,
     describe: Callable[[Photo], str] | None,
     lost: Set[Path],

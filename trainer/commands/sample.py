@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from torch.nn import Conv2d, Linear
 
 from trainer.adapters.attach import Attached, attach
 from trainer.adapters.file import LoraFile, read_lora
-from trainer.adapters.naming import DOWN, KeyNaming, from_kohya
+from trainer.adapters.naming import DOWN, from_kohya, names_in
 from trainer.commands.bases import EMBEDDED_NAME, base_facts
 from trainer.errors import FileFormatError, OutputError, UsageError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.training.device import choose_device
+from trainer.training.export import naming_for
 from trainer.training.preview import PreviewPrompt, draw, save_preview
 from trainer.types import Size
 
@@ -89,19 +91,21 @@ def load_lora(backbone: Backbone, file: LoraFile) -> list[Attached]:
     """
     attached = []
     used: set[str] = set()
-    for component, prefix in backbone.names.prefixes.items():
-        naming = KeyNaming(*prefix)
-        root = backbone.components[component]
-        ranks = {
-            path: int(file.tensors[key].shape[0])
-            for path, _ in root.named_modules()
-            if (key := f"{naming.module_name(path)}.{DOWN}") in file.tensors
-        }
-        used |= {naming.module_name(path) for path in ranks}
+    for component, root in backbone.components.items():
+        naming = naming_for(backbone, component)
+        paths = [path for path, layer in root.named_modules() if isinstance(layer, Linear | Conv2d)]
+        found = names_in(file.tensors, paths, naming)
+        used |= set(found.values())
+        ranks = {path: int(file.tensors[f"{name}.{DOWN}"].shape[0]) for path, name in found.items()}
         for rank in sorted(set(ranks.values())):
-            paths = [path for path, own in ranks.items() if own == rank]
-            layers = attach(root, paths, rank=rank, alpha=float(rank), seed=0)
-            layers.load_state(from_kohya(file.tensors, layers, naming))
+            of_rank = [path for path, own in ranks.items() if own == rank]
+            layers = attach(root, of_rank, rank=rank, alpha=float(rank), seed=0)
+            own = {
+                key: tensor
+                for key, tensor in file.tensors.items()
+                if key.split(".")[0] in {found[path] for path in of_rank}
+            }
+            layers.load_state(from_kohya(own, layers, naming))
             attached.append(layers)
     strangers = sorted({name.split(".")[0] for name in file.tensors} - used)
     if strangers:

@@ -12,7 +12,13 @@ from trainer.commands.decide import Request, decide
 from trainer.config.reader import to_toml
 from trainer.errors import DeviceError, Stopped, TrainerError
 from trainer.training.export import export_lora, keep_best
-from trainer.training.finish import best_words, learned, write_report, write_sheet
+from trainer.training.finish import (
+    best_words,
+    learned,
+    write_cards,
+    write_report,
+    write_sheet,
+)
 from trainer.training.gallery import Gallery, open_gallery
 from trainer.training.loop import train
 from trainer.training.reports import (
@@ -179,6 +185,7 @@ def _finish(session: Session, gallery: Gallery | None, console: Console, started
     )
     write_report(session, gallery, verified, sheet)
     job.folder.unfinished_lora.replace(job.folder.lora)
+    write_cards(session, gallery, thumbnail)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

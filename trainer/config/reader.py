@@ -194,16 +194,22 @@ def fill_unset(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Re
         ConfigError: the settings do not fit together now.
     """
     filled = {name: value for name, value in values.items() if resolved.origins[name] == "default"}
+    return replace_values(resolved, filled, origin)
+
+
+def replace_values(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resolved:
+    """Give settings another value; the rest stays. Arguments and errors as in `fill_unset`."""
     merged = resolved.config.model_dump()
-    for dotted, value in filled.items():
+    for dotted, value in values.items():
         section, _, name = dotted.partition(".")
         merged[section][name] = value
+    origins = {**resolved.origins, **dict.fromkeys(values, origin)}
     try:
-        config = TrainConfig.model_validate(merged)
+        return Resolved(TrainConfig.model_validate(merged), origins)
     except ValidationError as error:
-        problems = [_explain(problem, resolved.origins) for problem in error.errors()]
-        raise ConfigError("A setting does not fit the base.", where="\n".join(problems)) from error
-    return Resolved(config, {**resolved.origins, **dict.fromkeys(filled, origin)})
+        problems = [_explain(problem, origins) for problem in error.errors()]
+        place = "the base" if origin == "by base" else f"what else is set (it is from {origin})"
+        raise ConfigError(f"A setting does not fit {place}.", where="\n".join(problems)) from error
 
 
 def chosen(layers: Sequence[Layer], dotted: str, default: str) -> str:

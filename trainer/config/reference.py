@@ -13,7 +13,10 @@ from pydantic.fields import FieldInfo
 
 from trainer.config.fields import Section
 from trainer.config.photo_settings import SetSettings
-from trainer.config.settings import section_models
+from trainer.config.settings import BlockSettings, section_models
+
+# Settings that are lists of tables.
+TABLES: dict[str, type[Section]] = {"data.sets": SetSettings, "adapter.blocks": BlockSettings}
 
 HEAD = """# Settings
 
@@ -29,9 +32,10 @@ def render_settings() -> str:
     for section, model in section_models().items():
         parts.append(f"## {section}\n\n{model.__doc__}\n")
         parts.append(_rows(f"{section}.", model))
-        if section == "data":
-            parts.append(f"### [[data.sets]]\n\n{SetSettings.__doc__}\n")
-            parts.append(_rows("", SetSettings))
+        for name, table in TABLES.items():
+            if name.startswith(f"{section}."):
+                parts.append(f"### [[{name}]]\n\n{table.__doc__}\n")
+                parts.append(_rows("", table))
     return "\n".join(parts).replace("|\n\n|", "|\n|")
 
 
@@ -54,7 +58,7 @@ def _default(field: FieldInfo) -> str:
         return "to be given"
     if field.default is None:
         return "decided later"
-    if field.default == "":
+    if field.default in ("", []):
         return "none"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
@@ -72,7 +76,9 @@ def _range(field: FieldInfo) -> str:
     limits = _limits(field)
     words = " ".join(f"{sign} {value:g}" for sign, value in limits.items())
     if "list[" in annotation:
-        return "tables" if "SetSettings" in annotation else f"{words}{unit} each, or a list"
+        if "Settings" in annotation:
+            return "tables"
+        return f"{words}{unit} each, or a list" if words else "texts"
     return f"{words}{unit}".strip() or "text"
 
 

@@ -20,8 +20,25 @@ class ModelSettings(Section):
 
     base: str = setting(
         "embedded",
-        "folder of a Stable Diffusion model in diffusers format, or 'embedded' for our own",
+        "a Stable Diffusion 1.x, 2.x or SDXL model: a folder in diffusers format, a single "
+        ".safetensors or .ckpt file, or a name on the Hugging Face hub ('org/name', "
+        "'org/name@revision'); 'embedded' for our own",
         min_length=1,
+    )
+    vae: str = setting("", "another VAE: a folder or a single file; unset: the base's own")
+    tokenizer: str = setting(
+        "", "folder of the CLIP tokenizer, for single files; unset: the base's or the hub's"
+    )
+    download: bool = setting(True, "let a base or tokenizer that is not here be downloaded")
+    clip_skip: int | None = setting(
+        None,
+        "which layer of the text encoder is read, counted from the last (1), as A1111 does; "
+        "default by base; SDXL always reads the last but one",
+        ge=1,
+        le=12,
+    )
+    prompt_chunks: int = setting(
+        3, "captions are read up to so many times 75 tokens", "chunks", ge=1, le=3
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -31,6 +48,20 @@ class ModelSettings(Section):
     )
     attention: Literal["auto", "xformers", "sdpa", "eager"] = setting(
         "auto", "attention implementation; auto is sdpa (PyTorch's own)"
+    )
+
+
+class BlockSettings(Section):
+    """Layers of the UNet with a rank or rate of their own: `[[adapter.blocks]]`; where several of
+    these tables fit a layer, later ones win."""
+
+    pattern: str = setting(
+        ..., "which layers, by their dotted path: 'up_blocks.1.*', '*.attn2.*'", min_length=1
+    )
+    rank: int | None = setting(None, "their rank", ge=1, le=256)
+    alpha: float | None = setting(None, "their alpha", gt=0, le=1024)
+    rate: float | None = setting(
+        None, "their learning rate as a factor of the others'", gt=0, le=100
     )
 
 
@@ -47,13 +78,30 @@ class AdapterSettings(Section):
     alpha: float = setting(
         16.0, "strength of the update is alpha / rank; equal to rank means 1", gt=0, le=1024
     )
-    targets: Literal["attention", "attention+ff", "cross-attention", "cross-kv"] = setting(
+    targets: Literal["attention", "attention+ff", "all", "cross-attention", "cross-kv"] = setting(
         "attention",
-        "layers of the UNet that are trained: attention; attention+ff = feed-forward layers as "
-        "well; cross-attention = only the attention that reads the prompt; cross-kv = of that "
-        "only keys and values, which changes least where the trigger is not named",
+        "layers of the UNet that are trained: attention; attention+ff = all of its transformer "
+        "blocks; all = the convolutions around them as well; cross-attention = only the attention "
+        "that reads the prompt; cross-kv = of that only keys and values, which changes least where "
+        "the trigger is not named",
     )
-    text_encoder: bool = setting(True, "train the text encoder's attention as well")
+    text_encoder: bool = setting(True, "train the text encoders as well")
+    text_encoder_targets: Literal["attention", "attention+mlp"] = setting(
+        "attention", "layers of the text encoders that are trained"
+    )
+    text_encoder_rank: int | None = setting(
+        None, "rank in the text encoders; unset: adapter.rank", ge=1, le=256
+    )
+    text_encoder_alpha: float | None = setting(
+        None, "alpha in the text encoders; unset: adapter.alpha", gt=0, le=1024
+    )
+    include: list[str] = setting(
+        [], "of the UNet's layers only those whose dotted path fits a pattern such as 'mid_block*'"
+    )
+    exclude: list[str] = setting([], "layers of the UNet left out, by patterns of their path")
+    blocks: list[BlockSettings] = setting(
+        [], "other ranks and rates for some layers, each an [[adapter.blocks]] table"
+    )
     save_precision: Literal["fp16", "bf16", "fp32"] = setting(
         "fp16", "number format of the LoRA file"
     )
@@ -66,6 +114,9 @@ class OptimizerSettings(Section):
     learning_rate: float = setting(1e-4, "step size for the UNet's layers", gt=0, le=1)
     text_encoder_learning_rate: float = setting(
         5e-5, "step size for the text encoder's layers", gt=0, le=1
+    )
+    text_encoder_2_learning_rate: float | None = setting(
+        None, "step size for SDXL's second text encoder; unset: as the first's", gt=0, le=1
     )
     weight_decay: float = setting(0.01, "pull of the weights towards zero", ge=0, le=1)
     beta1: float = setting(0.9, "memory of the gradient's mean", ge=0, lt=1)
@@ -164,6 +215,9 @@ class RunSettings(Section):
         0, "processor threads; 0 = let PyTorch decide; 1 is fastest on a busy machine", ge=0, le=256
     )
     tensorboard: bool = setting(False, "write TensorBoard events as well")
+    sidecars: bool = setting(
+        False, "write NAME.json and NAME.preview.png beside the LoRA file, which A1111 shows"
+    )
 
 
 class PreviewSettings(Section):

@@ -74,7 +74,7 @@ _FORMAT_OF_SUFFIX = {
 }
 _FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC"}
 
-# A mask no brighter than this (of 255) is taken for black: class numbers 0 and 1, say.
+# A mask or an opacity no brighter than this (of 255) is taken for black: class numbers 0 and 1.
 _BLACK = 8
 
 
@@ -141,6 +141,7 @@ def measure(path: Path, *, maximum_megapixels: float) -> Measured:
         image.load()
         if not drafted:  # a HEIC's header may be wrong about its size
             width, height = image.size
+        _require_visible(path, image)
         if _orientation(image) in _SIDEWAYS:
             width, height = height, width
         # Colours are converted pixel by pixel, so a few show what would happen to all.
@@ -184,6 +185,17 @@ def read_mask(
     if mask.size == (size.width, size.height):
         return mask
     return mask.resize((size.width, size.height), Image.Resampling.BILINEAR)
+
+
+def _require_visible(path: Path, image: Image.Image) -> None:
+    """A picture of which nothing can be seen would be trained as the colour behind it."""
+    if not image.has_transparency_data:
+        return
+    alpha = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    highest = alpha.getchannel("A").getextrema()[1]
+    if isinstance(highest, int) and highest < _BLACK:
+        fix = "Save it anew with what it should show, or remove it."
+        raise PictureError(path, "is transparent all over: nothing of it can be seen", fix)
 
 
 def _format_notice(path: Path, kind: str) -> list[str]:

@@ -81,6 +81,12 @@ def list_folder(folder: Path, *, recursive: bool) -> Listing:
     return listing
 
 
+def folders_with_pictures(folder: Path) -> tuple[Path, ...]:
+    """The folders below a folder that hold pictures of their own, in natural order."""
+    found = {path.parent for path in list_folder(folder, recursive=True).pictures} - {folder}
+    return tuple(sorted(found, key=natural_key))
+
+
 def pair_masks(listing: Listing) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
     """Find the photos of the masks: "a-mask.png" is the mask of every picture named "a".
 

@@ -18,6 +18,7 @@ from trainer.data.listing import (
     MASK_ENDING,
     PHOTO_SUFFIXES,
     Listing,
+    folders_with_pictures,
     list_folder,
     natural_key,
     pair_masks,
@@ -50,6 +51,7 @@ class PhotoScan:
     other: files that are neither photos nor the captions or masks of photos, skipped.
     duplicates: groups of photos whose files are equal byte for byte; all are in `photos`.
     linked: links to folders, which are not followed.
+    below: sub-folders with pictures, which were not looked into.
     """
 
     photos: tuple[Photo, ...]
@@ -58,6 +60,7 @@ class PhotoScan:
     other: int
     duplicates: tuple[tuple[Path, ...], ...] = ()
     linked: tuple[Path, ...] = ()
+    below: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def scan_folder(
         other=len(listing.other),
         duplicates=_duplicates(photos),
         linked=tuple(listing.linked),
+        below=folders_with_pictures(folder) if listing.has_folders and not recursive else (),
     )
 
 

@@ -64,6 +64,7 @@ def _patients(
     for crop in checked.crops:
         crops.setdefault(crop.captioned.photo.path, []).append(crop)
     never_triggered = all(checked.lacks_trigger(sidecar) for sidecar in checked.written)
+    few_without = bool(checked.written) and not checked.mostly_without_caption
     for photo in checked.scan.photos:
         item = captioned.get(photo.path)
         yield Patient(
@@ -78,4 +79,5 @@ def _patients(
             twin=twins.get(photo.path),
             lost=lost.get(photo.path),
             never_triggered=never_triggered,
+            alone_without_caption=bool(few_without and item and item.origin == "template"),
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from trainer.data.cache import fingerprint
 from trainer.data.quality import (
     THUMBNAIL_SIDE,
     border_colour,
@@ -28,8 +29,18 @@ from trainer.doctor.findings import PhotoFacts
 from trainer.types import Box, Face, Size
 
 # Raise it when the same photo would be measured differently: what was kept is then measured anew.
-VERSION = 1
+VERSION = 2
 
+# What comes of a file that is not there, or is not as it was written.
+_NOT_OURS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _NUMBERS = ("sharpness", "reblur", "dark", "bright", "mean")
 _HASHES = ("hash", "mirrored_hash")
 
@@ -119,7 +130,9 @@ def _write(path: Path, facts: PhotoFacts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(_as_json(facts)), encoding="utf-8")
+        kept = _as_json(facts)
+        kept["check"] = fingerprint(kept)
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -144,12 +157,15 @@ def _face_as_json(face: Face) -> dict[str, Any]:
 def _read(path: Path) -> PhotoFacts | None:
     try:
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None  # not there or damaged: it is measured again
+    except _NOT_OURS:  # not there or damaged: it is measured again
+        return None
 
 
 def _from_json(kept: dict[str, Any]) -> PhotoFacts:
-    """Raises ValueError, KeyError, TypeError or OverflowError: this is not what was written."""
+    """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError: this is not what
+    was written."""
+    if kept.pop("check") != fingerprint(kept):
+        raise ValueError("not as it was written")
     red, green, blue = (_number(value) for value in kept["background"])
     thumb = bytes.fromhex(kept["thumbnail"])
     plain, mirrored = (_whole(kept[name]) for name in _HASHES)

@@ -45,6 +45,7 @@ class Patient:
     """A photo with all that is known of it; fields are None or empty where nothing is.
 
     never_triggered: no caption of its set names the trigger word, which is then said once of all.
+    alone_without_caption: it gets the template, where most photos of its set have captions.
     """
 
     photo: Photo
@@ -58,6 +59,7 @@ class Patient:
     twin: Twin | None
     lost: PhotoProblem | None
     never_triggered: bool
+    alone_without_caption: bool
 
     @property
     def faces(self) -> tuple[Face, ...]:
@@ -243,9 +245,7 @@ def caption(patient: Patient) -> Iterator[Finding]:
     if sidecar and not sidecar.text:
         what = f"has an empty caption file, {shown(sidecar.path.name)}; {used}"
         yield Finding("empty_caption", "warning", what, "Write into it what the photo shows.")
-    elif captioned in patient.checked.without_caption:
-        if patient.checked.mostly_without_caption:
-            return
+    elif patient.alone_without_caption:
         what = f"has no caption, while others have; {used}"
         fix = "Write what it shows into a .txt file of the same name."
         yield Finding("no_caption", "note", what, fix)

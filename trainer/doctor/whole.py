@@ -143,6 +143,20 @@ def no_triggers(folder: Folder) -> Iterator[Finding]:
             yield Finding("no_trigger", "note", what, "It is added to each in the training.")
 
 
+def unused_folders(folder: Folder) -> Iterator[Finding]:
+    scans = [checked.scan for checked in folder.checkup.sets]
+    files = [*(photo.path for scan in scans for photo in scan.photos)]
+    files += [problem.path for scan in scans for problem in scan.problems]
+    used = {path.resolve() for path in {file.parent for file in files}}
+    paths = [path for scan in scans for path in scan.below if path.resolve() not in used]
+    if paths:
+        names = ", ".join(folder.checkup.name(path) for path in paths[:NAMES_LISTED])
+        more = f" and {len(paths) - NAMES_LISTED} more" if len(paths) > NAMES_LISTED else ""
+        what = f"Pictures in sub-folders are not used: {names}{more}."
+        fix = "To train on them too, set data.recursive=true or name the folder in data.sets."
+        yield Finding("unused_folders", "warning", what, fix)
+
+
 def orphans(folder: Folder) -> Iterator[Finding]:
     paths = [path for checked in folder.checkup.sets for path in checked.orphans]
     if not paths:
@@ -181,6 +195,7 @@ CHECKS: tuple[Callable[[Folder], Iterator[Finding]], ...] = (
     same_captions,
     without_captions,
     no_triggers,
+    unused_folders,
     orphans,
     seen_too_often,
     seen_too_rarely,

@@ -29,7 +29,7 @@ class FaceFinder(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the detector, as in `FINDERS`."""
+        """Equal for finders that find the same: its name in `FINDERS`, and what runs it."""
         ...
 
     @property

@@ -49,7 +49,7 @@ class HaarFinder:
         xml: content of the cascade's file.
     """
 
-    name = "haar"
+    name = f"haar OpenCV {cv2.__version__}"
     certain = False
 
     def __init__(self, xml: str) -> None:

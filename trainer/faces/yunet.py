@@ -6,6 +6,7 @@ arXiv 2205.12010. Both are published in OpenCV's model zoo.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 
 import cv2
@@ -62,10 +63,10 @@ class YuNetFinder:
         cv2.error: OpenCV cannot read one of them.
     """
 
-    name = "yunet"
     certain = True
 
     def __init__(self, detector: bytes, recognizer: bytes | None = None) -> None:
+        self.name = f"yunet {hashlib.sha256(detector).hexdigest()} OpenCV {cv2.__version__}"
         self._detector = _Detector(detector)
         # One for all threads, as it is large: 37 MB.
         self._lock = threading.Lock()

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trainer.registry import Entry, Registry
+from trainer.types import Prompts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Component = Literal["unet", "text_encoder"]
+Component = Literal["unet", "text_encoder", "text_encoder_2"]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
     """What is known of a base from its configuration files, before any weight is read.
 
+    folder: that of the base, or its single file.
     width: cross-attention width D (768 for SD 1.x).
     pixels_per_latent: side of the square of pixels that one latent stands for (8 in SD 1.x).
     fits_real: whether a LoRA made on it fits the released models of the family.
+    pooled: width P of the pooled prompt embeddings, 0 in families without.
+    zero_terminal_snr: whether its noise schedule ends in pure noise (arXiv 2305.08891).
+    vae: folder or file of a VAE to take in place of the base's own.
+    tokenizer: folder of a tokenizer to take in place of the base's own.
     """
 
     family: str
@@ -35,6 +42,10 @@ class BaseFacts:
     prediction: str
     fits_real: bool
     embedded: bool
+    pooled: int = 0
+    zero_terminal_snr: bool = False
+    vae: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,7 @@ class FamilyNames:
 
     prefixes: for each component, the prefix of its keys and what is put before a module's path.
     architecture, implementation: ModelSpec's strings. version, v2: sd-scripts' strings.
+    ldm: whether layers of the UNet go by LDM's names, as in sd-scripts' files of SDXL.
     """
 
     prefixes: Mapping[str, tuple[str, str]]
@@ -50,38 +62,49 @@ class FamilyNames:
     implementation: str
     version: str
     v2: bool
+    ldm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load a base: where to, in which number format, with which attention."""
+    """How to load a base: where to, in which number format, with which attention.
+
+    clip_skip: which layer of the text encoder prompts are taken from, counted from the end as
+        A1111 does (1: the last); 0: the family's own. Families that were trained on one layer
+        only keep to it and say so.
+    prompt_chunks: 75 tokens each, 1 to 3; text beyond is cut off.
+    """
 
     device: torch.device
     dtype: torch.dtype
     attention: str
+    clip_skip: int = 0
+    prompt_chunks: int = 1
 
 
 class Backbone(Protocol):
     """A loaded base model.
 
-    Shapes: B pictures, C latent channels, h and w latent sides, T tokens, D prompt width.
+    Shapes: B pictures, C latent channels, h and w latent sides, T tokens, D prompt width, P pooled
+    width.
     """
 
     facts: BaseFacts
     names: FamilyNames
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of how it was loaded: sentences, each to be said once."""
+        ...
+
+    @property
     def components(self) -> Mapping[str, nn.Module]:
-        """The modules that can be trained: `unet` and `text_encoder`."""
+        """The modules that can be trained: `unet`, `text_encoder` and, if any, `text_encoder_2`."""
         ...
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
         """The base's noise schedule, in diffusers' words."""
-        ...
-
-    def layer_names(self, component: str, targets: str) -> tuple[str, ...]:
-        """Dotted paths in `component` of the layers that a target set stands for."""
         ...
 
     def encode_pixels(self, pixels_BCHW: Tensor, noise_BChw: Tensor) -> Tensor:
@@ -92,20 +115,46 @@ class Backbone(Protocol):
         """(C, h, w) of a picture's latents; sides in px."""
         ...
 
-    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> prompt embeddings [B, T, D]; differentiable."""
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        """Texts -> their embeddings; differentiable.
+
+        Each text takes as many chunks of 75 tokens as it needs, up to `LoadOptions.prompt_chunks`;
+        T is 77 for each chunk of the longest, the others are filled up with empty chunks.
+        """
         ...
 
     def token_count(self, text: str) -> int:
-        """Tokens of a text without start and end; more than 75 are cut off."""
+        """Tokens of a text without start and end; what no chunk has room for is cut off."""
         ...
 
-    def predict(self, noisy_BChw: Tensor, timesteps_B: Tensor, prompt_BTD: Tensor) -> Tensor:
-        """The UNet's output, float32 [B, C, h, w]."""
+    def predict(
+        self,
+        noisy_BChw: Tensor,
+        timesteps_B: Tensor,
+        prompts: Prompts,
+        sizes_B6: Tensor | None = None,
+    ) -> Tensor:
+        """The UNet's output, float32 [B, C, h, w].
+
+        sizes_B6: `CachedSample.sizes` of each picture, for families that are told of them; None:
+        pictures that were never another size.
+        """
         ...
 
     def pipeline(self) -> Any:
         """A diffusers pipeline over the very modules of this backbone, for drawing."""
+        ...
+
+    def release(self, *parts: str) -> None:
+        """Move parts that are not needed for a while off the device; nothing on the processor.
+
+        parts: "vae", or text encoders as in `components`. Each comes back when it is next used.
+        """
+        ...
+
+    def complete(self, *parts: str) -> AbstractContextManager[None]:
+        """Inside the `with` block the parts (or all) are on the device; what was released before
+        is released again afterwards."""
         ...
 
 
@@ -131,5 +180,9 @@ class Family(Protocol):
 
 FAMILIES = Registry(
     "model family",
-    {"sd1": Entry("trainer.families.sd1:FAMILY", "Stable Diffusion 1.x and small models of it")},
+    {
+        "sd1": Entry("trainer.families.sd1:FAMILY", "Stable Diffusion 1.x and small models of it"),
+        "sd2": Entry("trainer.families.sd2:FAMILY", "Stable Diffusion 2.x, epsilon and v"),
+        "sdxl": Entry("trainer.families.sdxl:FAMILY", "Stable Diffusion XL and its relatives"),
+    },
 )

@@ -125,22 +125,25 @@ def encode_photos(
                 done += 1
                 progress(done, len(photos))
     prompts = _encode_texts(photos, backbone, cache, options)
-    return [_sample(task, made, prompts) for task in tasks]
+    return [_sample(task, made, prompts.get(task.photo.captioned.text, {})) for task in tasks]
 
 
 @torch.no_grad()
 def encode_text(
     text: str, backbone: Backbone, cache: TensorCache, options: EncodeOptions
-) -> Tensor:
-    """Prompt embeddings [T, D] float32 of one caption."""
+) -> dict[str, Tensor]:
+    """`prompt` [T, D] and, in families that have it, `pooled` [P], float32, of one caption."""
     entry = fingerprint("prompt", CACHE_FORMAT, options.text, text)
 
     def make() -> dict[str, Tensor]:
-        return {"prompt": backbone.encode_prompts([text])[0].float().cpu()}
+        prompts = backbone.encode_prompts([text]).kept()
+        made = {"prompt": prompts.embeddings_BTD[0]}
+        return made if prompts.pooled_BP is None else {**made, "pooled": prompts.pooled_BP[0]}
 
-    shapes = {"prompt": (-1, backbone.facts.width)}
-    found = cache.get_or_make(entry, make, shapes=shapes, kind="prompt", source=text)
-    return found["prompt"]
+    shapes = {"prompt": [-1, backbone.facts.width]}
+    if backbone.facts.pooled:
+        shapes["pooled"] = [backbone.facts.pooled]
+    return cache.get_or_make(entry, make, shapes=shapes, kind="prompt", source=text)
 
 
 def _task(photo: Bucketed, options: EncodeOptions) -> _Task:
@@ -287,15 +290,15 @@ def _keep(
 
 def _encode_texts(
     photos: Sequence[Bucketed], backbone: Backbone, cache: TensorCache, options: EncodeOptions
-) -> dict[str, Tensor]:
-    """Prompt embeddings by caption, each made once; none when they are not cached."""
+) -> dict[str, dict[str, Tensor]]:
+    """What `encode_text` makes by caption, each made once; nothing when they are not cached."""
     if not options.cache_prompts:
         return {}
     texts = dict.fromkeys(photo.captioned.text for photo in photos)
     return {text: encode_text(text, backbone, cache, options) for text in texts}
 
 
-def _sample(task: _Task, made: dict[str, Tensor], prompts: dict[str, Tensor]) -> CachedSample:
+def _sample(task: _Task, made: dict[str, Tensor], prompt: dict[str, Tensor]) -> CachedSample:
     photo = task.photo
     weights_hw = made[task.weights] if task.weights else None
     if weights_hw is not None and bool((weights_hw == 1.0).all()):
@@ -304,8 +307,9 @@ def _sample(task: _Task, made: dict[str, Tensor], prompts: dict[str, Tensor]) ->
         key=sample_key(photo),
         latents_Chw=made[task.latents],
         texts=photo.captioned.texts,
-        prompt_TD=prompts.get(photo.captioned.text),
+        prompt_TD=prompt.get("prompt"),
         weights_hw=weights_hw,
+        pooled_P=prompt.get("pooled"),
         group=photo.group,
         repeats=photo.repeats,
         weight=photo.weight,

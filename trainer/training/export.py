@@ -15,10 +15,11 @@ from trainer import __version__
 from trainer.adapters.attach import Attached
 from trainer.adapters.file import Verified, read_lora, verify_lora, write_lora
 from trainer.adapters.metadata import TrainingFacts, build_metadata
-from trainer.adapters.naming import KeyNaming, expected_shapes, kohya_tensors
+from trainer.adapters.naming import KeyNaming, expected_shapes, kohya_tensors, naming_of
 from trainer.config.reader import to_toml
 from trainer.data.buckets import bucket_counts
 from trainer.errors import FileFormatError
+from trainer.families import Backbone
 from trainer.training.device import PRECISIONS
 from trainer.training.session import Session
 from trainer.types import Size
@@ -112,11 +113,18 @@ def _output_name(path: Path) -> str:
 
 def named_adapters(session: Session) -> list[tuple[Attached, KeyNaming]]:
     """Each component's adapters with the naming of the family's files."""
-    prefixes = session.backbone.names.prefixes
+    backbone = session.backbone
     return [
-        (attached, KeyNaming(*prefixes[component]))
+        (attached, naming_for(backbone, component))
         for component, attached in session.learner.adapters.items()
     ]
+
+
+def naming_for(backbone: Backbone, component: str) -> KeyNaming:
+    """How the layers of a component are called in the family's files."""
+    names = backbone.names
+    module = backbone.components[component]
+    return naming_of(module, *names.prefixes[component], ldm=names.ldm and component == "unet")
 
 
 def _facts(

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,19 @@ class _Seen:
 
 def vae_fingerprint(facts: BaseFacts, device: Device) -> str:
     """Names what latents depend on: the VAE, the number format and the kind of device."""
-    return _fingerprint("vae", _contents(facts.folder, _VAE), device)
+    contents = _tree(facts.vae) if facts.vae else _parts(facts.folder, _VAE)
+    return _fingerprint("vae", contents, device)
 
 
-def text_fingerprint(facts: BaseFacts, device: Device) -> str:
-    """Names what prompt embeddings depend on: text encoders, tokenizers, number format, device."""
-    return _fingerprint("text", _contents(facts.folder, _TEXT), device)
+def text_fingerprint(facts: BaseFacts, device: Device, *reading: int) -> str:
+    """Names what prompt embeddings depend on: text encoders, tokenizers, number format, device.
+
+    reading: how prompts are read: clip skip and chunks.
+    """
+    contents = _parts(facts.folder, _TEXT)
+    if facts.tokenizer:
+        contents += _tree(facts.tokenizer)
+    return fingerprint(_fingerprint("text", contents, device), *reading)
 
 
 def base_fingerprint(facts: BaseFacts, device: Device) -> str:
@@ -62,15 +69,20 @@ def base_fingerprint(facts: BaseFacts, device: Device) -> str:
 
     The kind of device is left out: a run may go on on another.
     """
-    parts = [
-        path.name
-        for path in facts.folder.iterdir()
-        if path.is_dir() and path.name not in _UNUSED and not path.name.startswith(".")
-    ]
-    contents = _contents(facts.folder, parts)
-    index = facts.folder / "model_index.json"
-    if index.is_file():
-        contents.append([index.name, content_hash(index)])
+    if facts.folder.is_dir():
+        parts = [
+            path.name
+            for path in facts.folder.iterdir()
+            if path.is_dir() and path.name not in _UNUSED and not path.name.startswith(".")
+        ]
+        contents = _parts(facts.folder, parts)
+        index = facts.folder / "model_index.json"
+        if index.is_file():
+            contents.append([index.name, content_hash(index)])
+    else:
+        contents = _parts(facts.folder, [])
+    for own in (facts.vae, facts.tokenizer):
+        contents += _tree(own) if own else []
     return fingerprint("base", device.precision, contents)
 
 
@@ -78,18 +90,27 @@ def _fingerprint(name: str, contents: list[list[str]], device: Device) -> str:
     return fingerprint(name, device.precision, device.device.type, contents)
 
 
-def _contents(folder: Path, parts: list[str] | tuple[str, ...]) -> list[list[str]]:
-    """Name and content of every file of the sub-folders that the patterns name."""
-    return [
-        [path.relative_to(folder).as_posix(), content_hash(path)] for path in _files(folder, parts)
-    ]
+def _parts(base: Path, parts: Sequence[str]) -> list[list[str]]:
+    """Name and content of every file of the sub-folders that the patterns name; of a single file,
+    where everything is in one, its own."""
+    if base.is_file():
+        return [["", content_hash(base)]]
+    folders = {path for part in parts for path in base.glob(part) if path.is_dir()}
+    return _contents(base, (path for part in folders for path in part.rglob("*")))
 
 
-def _files(folder: Path, parts: list[str] | tuple[str, ...]) -> Iterator[Path]:
-    folders = {path for part in parts for path in folder.glob(part) if path.is_dir()}
-    found = (path for part in folders for path in part.rglob("*") if path.suffix in _SUFFIXES)
+def _tree(place: Path) -> list[list[str]]:
+    """Name and content of every file of a folder, or of a file."""
+    if place.is_file():
+        return [["", content_hash(place)]]
+    return _contents(place, place.rglob("*"))
+
+
+def _contents(folder: Path, paths: Iterable[Path]) -> list[list[str]]:
+    found = [path for path in paths if path.suffix in _SUFFIXES and path.is_file()]
     # By their text: the order of paths themselves is another on Windows.
-    yield from sorted((path for path in found if path.is_file()), key=lambda path: path.as_posix())
+    found.sort(key=lambda path: path.as_posix())
+    return [[path.relative_to(folder).as_posix(), content_hash(path)] for path in found]
 
 
 def content_hash(path: Path, memory: Path | None = None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import platform
 
 from PIL import Image
 
 from trainer import __version__
 from trainer.adapters.file import Verified, file_hashes
+from trainer.adapters.sidecars import SidecarFacts, write_sidecars
 from trainer.config.reader import to_toml
 from trainer.data.decode import decode_upright
 from trainer.report.page import (
@@ -49,6 +51,27 @@ def write_sheet(gallery: Gallery) -> Image.Image:
     )
     sheet.save(job.folder.contact_sheet)
     return sheet
+
+
+def write_cards(session: Session, gallery: Gallery | None, thumbnail: Image.Image | None) -> None:
+    """The files that A1111 shows beside the LoRA files, where they are wanted."""
+    job = session.job
+    if not job.config.run.sidecars:
+        return
+    png = io.BytesIO()
+    if thumbnail is not None:
+        thumbnail.save(png, "PNG")
+    caption = job.config.caption
+    facts = SidecarFacts(
+        description=_headline(job, gallery) + (f" It is {job.note}." if job.note else ""),
+        family=job.facts.family if job.facts.fits_real else "",
+        activation_text=f"{caption.trigger} {caption.class_noun}",
+        notes=f"Made by Likeness {__version__} on {base_title(job)}.",
+        preview_png=png.getvalue() or None,
+    )
+    for path in (job.folder.lora, job.folder.best_lora):
+        if path.exists():
+            write_sidecars(path, facts)
 
 
 def learned(job: Job, gallery: Gallery | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ FREE_ON_RESUME = {
     "run.keep_checkpoints",
     "run.threads",
     "run.tensorboard",
+    "run.sidecars",
     "data.cache",
     "data.workers",
     "data.skip_bad",
     "data.face_download",
-    "model.base",  # its content is compared instead
+    "model.base",  # its content is compared instead, as are those of the next two
+    "model.vae",
+    "model.tokenizer",
+    "model.download",
     "preview",
 }
 
@@ -116,7 +120,10 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
         prior = list(prior_texts)
     for further in settings.get("data.sets", []):
         further.pop("folder")  # its photos are compared instead
-    photos = [_picture_facts(picture) for picture in (*job.pictures, *job.class_pictures)]
+    weighed = job.config.data.face_weight != 1.0
+    photos = [
+        _picture_facts(picture, faces=weighed) for picture in (*job.pictures, *job.class_pictures)
+    ]
     return {
         "settings": settings,
         "photos": sorted(photos),
@@ -125,8 +132,9 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
     }
 
 
-def _picture_facts(picture: Bucketed) -> list[Any]:
-    """What of a training picture must be equal, in JSON's types."""
+def _picture_facts(picture: Bucketed, *, faces: bool) -> list[Any]:
+    """What of a training picture must be equal, in JSON's types; with `faces` those in it too."""
+    boxes = [list(astuple(face.box)) for face in picture.faces] if faces else []
     photo, variant = picture.captioned.photo, asdict(picture.variant)
     place = [picture.bucket.width, picture.bucket.height, picture.left, picture.top]
     place += [picture.resized.width, picture.resized.height]
@@ -137,6 +145,7 @@ def _picture_facts(picture: Bucketed) -> list[Any]:
         place,
         [variant[name] for name in sorted(variant)],
         [picture.repeats, picture.weight],
+        *([boxes] if boxes else []),
     ]
 
 

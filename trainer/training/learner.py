@@ -13,21 +13,29 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainer.adapters.attach import Attached, attach
+from trainer.adapters.plans import BlockRule
+from trainer.adapters.targets import select_layers
 from trainer.data.batches import BatchPlan
 from trainer.data.caption_variants import CaptionStyle, vary
 from trainer.diffusion.noise import draw_for_step
 from trainer.diffusion.objective import diffusion_loss
 from trainer.diffusion.schedule import NoiseSchedule
 from trainer.families import Backbone
-from trainer.types import Batch
+from trainer.training.embeddings import together, with_dropped
+from trainer.types import Batch, Prompts
 
-# Embeddings of captions that vary are kept for so many texts: 77 x 2048 numbers each at most.
+# Embeddings of captions that vary are kept for so many texts: 231 x 2048 numbers each at most.
 KEPT_TEXTS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """What is attached where."""
+    """What is attached where.
+
+    targets, text_targets: of the UNet and the text encoders, names of `trainer.adapters.targets`.
+    text_rank, text_alpha: of the text encoders; None: as in the UNet. include, exclude, rules: for
+    the UNet's layers.
+    """
 
     kind: str
     rank: int
@@ -35,6 +43,12 @@ class AdapterPlan:
     targets: str
     text_encoder: bool
     seed: int
+    text_targets: str = "attention"
+    text_rank: int | None = None
+    text_alpha: float | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rules: tuple[BlockRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +66,36 @@ class Objective:
 
 
 def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached]:
-    """Attach adapters to each component that is trained; its base weights are frozen."""
-    components = backbone.components
-    names = ["unet", "text_encoder"] if plan.text_encoder else ["unet"]
-    return {
-        name: attach(
-            components[name],
-            backbone.layer_names(name, plan.targets),
+    """Attach adapters to each component that is trained; its base weights are frozen.
+
+    Raises:
+        ConfigError: a pattern fits no layer, or no layer is left.
+    """
+    unet = backbone.components["unet"]
+    paths = select_layers(unet, "unet", plan.targets, include=plan.include, exclude=plan.exclude)
+    attached = {
+        "unet": attach(
+            unet,
+            paths,
             adapter=plan.kind,
             rank=plan.rank,
             alpha=plan.alpha,
             seed=plan.seed,
+            rules=plan.rules,
         )
-        for name in names
     }
+    encoders = [name for name in backbone.components if name != "unet" and plan.text_encoder]
+    for name in encoders:
+        encoder = backbone.components[name]
+        attached[name] = attach(
+            encoder,
+            select_layers(encoder, name, plan.text_targets),
+            adapter=plan.kind,
+            rank=plan.text_rank or plan.rank,
+            alpha=plan.text_alpha or plan.alpha,
+            seed=plan.seed,
+        )
+    return attached
 
 
 @contextmanager
@@ -111,7 +141,7 @@ class Learner:
         self.objective = objective
         self.accelerator = accelerator
         self.styles = dict(styles or {})
-        self._embedded: dict[str, Tensor] = {}
+        self._embedded: dict[str, Prompts] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -132,7 +162,7 @@ class Learner:
             losses_B = self._losses(batch, index) * self._weights(batch)
             return losses_B.sum() / self.objective.batch_size
         kept = len(prior.samples) if self.objective.prior_target == "base" else 0
-        if batch.latents_BChw.shape[1:] == prior.latents_BChw.shape[1:]:
+        if _alike(batch, prior):
             # One pass over both is quicker than two.
             losses_B = self._losses(_joined(batch, prior), index, kept)
             photos_B, prior_B = losses_B[:count], losses_B[count:]
@@ -165,17 +195,18 @@ class Learner:
         noise_BChw, timesteps_B = draws.noise_BChw.to(device), draws.timesteps_B.to(device)
         noisy_BChw = objective.schedule.add_noise(latents_BChw, noise_BChw, timesteps_B)
         target_BChw = objective.schedule.target(latents_BChw, noise_BChw, timesteps_B)
+        sizes_B6 = torch.tensor([sample.sizes for sample in batch.samples], device=device)
         if kept:
             with torch.no_grad(), disabled(self.adapters):
-                prompt_BTD = self._prompts(_last(batch, kept), index, draws.keep_caption[-kept:])
+                prompts = self._prompts(_last(batch, kept), index, draws.keep_caption[-kept:])
                 base_BChw = self.backbone.predict(
-                    noisy_BChw[-kept:], timesteps_B[-kept:], prompt_BTD.to(device)
+                    noisy_BChw[-kept:], timesteps_B[-kept:], prompts.to(device), sizes_B6[-kept:]
                 )
             target_BChw = torch.cat([target_BChw[:-kept], base_BChw])
-        prompt_BTD = self._prompts(batch, index, draws.keep_caption).to(device)
+        prompts = self._prompts(batch, index, draws.keep_caption).to(device)
         weights_Bhw = batch.weights_Bhw
         return diffusion_loss(
-            self.backbone.predict(noisy_BChw, timesteps_B, prompt_BTD),
+            self.backbone.predict(noisy_BChw, timesteps_B, prompts, sizes_B6),
             target_BChw,
             objective.schedule,
             timesteps_B,
@@ -198,26 +229,26 @@ class Learner:
             texts.append(vary(sample.texts, style, seed=self.objective.seed, step=index, key=key))
         return texts
 
-    def _prompts(self, batch: Batch, index: int, keep: Sequence[bool]) -> Tensor:
-        """Prompt embeddings [B, T, D]; captions that are dropped become the empty text."""
-        if batch.prompt_BTD is not None:
+    def _prompts(self, batch: Batch, index: int, keep: Sequence[bool]) -> Prompts:
+        """The embeddings of a batch; captions that are dropped become the empty text."""
+        if batch.prompts is not None:
             if all(keep):
-                return batch.prompt_BTD
-            mask_B11 = torch.tensor(keep)[:, None, None]
-            return torch.where(mask_B11, batch.prompt_BTD, self._embedding(""))
+                return batch.prompts
+            return with_dropped(batch.prompts, keep, self._embedding(""))
         captions = self._texts(batch, index)
         texts = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
-        if "text_encoder" in self.adapters:
+        if self.adapters.keys() - {"unet"}:
             return self.backbone.encode_prompts(texts)
-        return torch.stack([self._embedding(text) for text in texts])
+        return together([self._embedding(text) for text in texts], self._embedding(""))
 
-    def _embedding(self, text: str) -> Tensor:
-        """Prompt embeddings [T, D] float32 of a text by the frozen text encoder, kept for later."""
+    def _embedding(self, text: str) -> Prompts:
+        """What the frozen text encoders make of a text, float32 and kept for later."""
         if text not in self._embedded:
             if len(self._embedded) >= KEPT_TEXTS:
                 self._embedded.clear()
-            with torch.no_grad():
-                self._embedded[text] = self.backbone.encode_prompts([text])[0].float().cpu()
+            encoders = self.backbone.components.keys() - {"unet"}
+            with torch.no_grad(), self.backbone.complete(*encoders):
+                self._embedded[text] = self.backbone.encode_prompts([text]).kept()
         return self._embedded[text]
 
 
@@ -227,13 +258,25 @@ def _last(batch: Batch, count: int) -> Batch:
         samples=batch.samples[-count:],
         prompt_BTD=None if batch.prompt_BTD is None else batch.prompt_BTD[-count:],
         weights_Bhw=None if batch.weights_Bhw is None else batch.weights_Bhw[-count:],
+        pooled_BP=None if batch.pooled_BP is None else batch.pooled_BP[-count:],
     )
 
 
+def _alike(first: Batch, second: Batch) -> bool:
+    """Whether pictures and prompts of two batches have the same shapes, so that they can be one."""
+    if first.latents_BChw.shape[1:] != second.latents_BChw.shape[1:]:
+        return False
+    if first.prompt_BTD is None or second.prompt_BTD is None:
+        return True
+    return first.prompt_BTD.shape[1:] == second.prompt_BTD.shape[1:]
+
+
 def _joined(first: Batch, second: Batch) -> Batch:
-    prompt_BTD = weights_Bhw = None
+    prompt_BTD = pooled_BP = weights_Bhw = None
     if first.prompt_BTD is not None and second.prompt_BTD is not None:
         prompt_BTD = torch.cat([first.prompt_BTD, second.prompt_BTD])
+    if first.pooled_BP is not None and second.pooled_BP is not None:
+        pooled_BP = torch.cat([first.pooled_BP, second.pooled_BP])
     if first.weights_Bhw is not None or second.weights_Bhw is not None:
         weights_Bhw = torch.cat([_weights(first), _weights(second)])
     return Batch(
@@ -241,6 +284,7 @@ def _joined(first: Batch, second: Batch) -> Batch:
         samples=first.samples + second.samples,
         prompt_BTD=prompt_BTD,
         weights_Bhw=weights_Bhw,
+        pooled_BP=pooled_BP,
     )
 
 

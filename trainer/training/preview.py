@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainer.errors import DataError
 from trainer.families import Backbone
+from trainer.training.embeddings import filled
 from trainer.types import Size
 
 OPTION = re.compile(r"\s--([A-Za-z]+)(?=\s|$)(.*?)(?=\s--[A-Za-z]+(?:\s|$)|$)", re.DOTALL)
@@ -154,7 +155,13 @@ def draw(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Image.Image]:
     """Draw each prompt, in the order given, as a plain diffusers pipeline would."""
+    with backbone.complete():
+        return _draw(backbone, prompts, progress)
 
+
+def _draw(
+    backbone: Backbone, prompts: Sequence[PreviewPrompt], progress: Callable[[int, int], None]
+) -> list[Image.Image]:
     def alike(number: int) -> tuple[object, ...]:
         prompt = prompts[number]
         return (prompt.size, prompt.steps, prompt.guidance)
@@ -193,18 +200,34 @@ def draw_latents(
     negatives: Sequence[str] | None = None,
 ) -> Tensor:
     """Latents [N, C, h, w] float32 of N pictures of one size, each from its own seed."""
-    result = backbone.pipeline()(
-        prompt=list(texts),
-        negative_prompt=list(negatives) if negatives else None,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        width=size.width,
-        height=size.height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="latent",
-    )
+    with backbone.complete():
+        result = backbone.pipeline()(
+            **_conditioning(backbone, texts, negatives or [""] * len(texts)),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            width=size.width,
+            height=size.height,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        )
     latents_NChw: Tensor = result.images.float().cpu()
     return latents_NChw
+
+
+def _conditioning(
+    backbone: Backbone, texts: Sequence[str], negatives: Sequence[str]
+) -> dict[str, Tensor]:
+    """The prompts as the training encodes them, by the names of a pipeline's arguments."""
+    wanted, unwanted = backbone.encode_prompts(texts), backbone.encode_prompts(negatives)
+    tokens = max(prompts.embeddings_BTD.shape[1] for prompts in (wanted, unwanted))
+    empty = backbone.encode_prompts([""])
+    arguments = {}
+    for start, prompts in (("", wanted), ("negative_", unwanted)):
+        prompts = filled(prompts, tokens, empty)
+        arguments[f"{start}prompt_embeds"] = prompts.embeddings_BTD
+        if prompts.pooled_BP is not None:
+            arguments[f"{start}pooled_prompt_embeds"] = prompts.pooled_BP
+    return arguments
 
 
 @torch.no_grad()
@@ -212,8 +235,9 @@ def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
     """Latents as pictures, in the way the pipeline itself does it."""
     pipeline = backbone.pipeline()
     vae = pipeline.vae
-    scaled = latents_NChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    pixels_NCHW = vae.decode(scaled, return_dict=False)[0]
+    with backbone.complete("vae"):
+        scaled = latents_NChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        pixels_NCHW = vae.decode(scaled, return_dict=False)[0]
     images: list[Image.Image] = pipeline.image_processor.postprocess(pixels_NCHW.float(), "pil")
     return images
 

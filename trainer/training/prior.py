@@ -55,15 +55,16 @@ def draw_prior(
         texts = [options.prompts[n % len(options.prompts)] for n in numbers]
         latents_NChw = _draw_batch(numbers, texts, backbone, cache, options)
         for n, text, latents_Chw in zip(numbers, texts, latents_NChw, strict=True):
-            prompt_TD = None
+            prompt: dict[str, Tensor] = {}
             if encoding.cache_prompts:
-                prompt_TD = encode_text(text, backbone, cache, encoding)
+                prompt = encode_text(text, backbone, cache, encoding)
             samples.append(
                 CachedSample(
                     key=f"prior-{n}",
                     latents_Chw=latents_Chw.clone(),
                     texts=(text,),
-                    prompt_TD=prompt_TD,
+                    prompt_TD=prompt.get("prompt"),
+                    pooled_P=prompt.get("pooled"),
                     sizes=(size.height, size.width, 0, 0, size.height, size.width),
                 )
             )

@@ -1,0 +1,151 @@
+"""All pictures of a job as latents: the photos, and pictures of the class."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from trainer.config.presets import prompts_path
+from trainer.data.cache import TensorCache, cache_root
+from trainer.data.caption_variants import vary
+from trainer.families import Backbone
+from trainer.training.device import Device
+from trainer.training.encode import EncodeOptions, encode_photos
+from trainer.training.fingerprints import text_fingerprint, vae_fingerprint
+from trainer.training.job import Job
+from trainer.training.preview import PreviewDefaults, read_prompts, without_word
+from trainer.training.prior import PriorOptions, draw_prior
+from trainer.training.reports import stage_progress
+from trainer.types import CachedSample, Size
+
+# Class pictures drawn for the score alone, when prior preservation is off.
+SCORE_PICTURES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Everything that is trained on or compared with, as latents.
+
+    photos: of every training picture. plain: of `Job.plain_pictures`. prior: of class pictures,
+    those of the class sets or else drawn by the base. others: class pictures that the base drew,
+    which scores compare with.
+    """
+
+    photos: tuple[CachedSample, ...]
+    plain: tuple[CachedSample, ...]
+    prior: tuple[CachedSample, ...]
+    others: tuple[CachedSample, ...]
+
+
+def encode_job(
+    job: Job, device: Device, backbone: Backbone, base: str, console: Console
+) -> Encoded:
+    """Encode the photos, and draw or encode the class pictures, unless they are in the cache."""
+    config = job.config
+    cache = TensorCache(cache_root() if config.data.cache else None)
+    options = EncodeOptions(
+        vae=vae_fingerprint(job.facts, device),
+        text=text_fingerprint(
+            job.facts, device, config.model.clip_skip or 0, config.model.prompt_chunks
+        ),
+        background=job.background,
+        transparency=config.data.transparency,
+        face_weight=config.data.face_weight,
+        cache_prompts=not (config.adapter.text_encoder or job.captions_vary),
+        workers=config.data.workers or min(8, os.cpu_count() or 1),
+    )
+    photos = encode_photos(
+        job.pictures, backbone, cache, options, stage_progress(console, "photos encoded")
+    )
+    samples = dict(zip(job.pictures, photos, strict=True))
+    prior = encode_photos(
+        job.class_pictures,
+        backbone,
+        cache,
+        options,
+        stage_progress(console, "pictures of the class encoded"),
+    )
+    others = _draw_class(job, backbone, cache, options, base, console)
+    if cache.notice:
+        console.print(cache.notice, style="yellow", soft_wrap=True)
+    return Encoded(
+        photos=tuple(photos),
+        plain=tuple(samples[picture] for picture in job.plain_pictures),
+        prior=tuple(prior or others),
+        others=tuple(others),
+    )
+
+
+def _draw_class(
+    job: Job,
+    backbone: Backbone,
+    cache: TensorCache,
+    options: EncodeOptions,
+    base: str,
+    console: Console,
+) -> list[CachedSample]:
+    """Class pictures by the base: as many as are trained on, or a few for the scores alone."""
+    config = job.config
+    trained_on = config.objective.prior_weight and not job.class_pictures
+    wanted = config.objective.prior_pictures if trained_on else 0
+    if not wanted and config.preview.every_steps:
+        wanted = SCORE_PICTURES
+    if not wanted:
+        return []
+    side = job.square_px
+    return draw_prior(
+        backbone,
+        cache,
+        PriorOptions(
+            base=base,
+            prompts=_prior_prompts(job),
+            pictures=wanted,
+            size=Size(side, side),
+            sampling_steps=config.preview.sampling_steps,
+            guidance_scale=config.objective.prior_guidance_scale,
+            seed=config.run.seed,
+        ),
+        options,
+        stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
+    )
+
+
+def _prior_prompts(job: Job) -> tuple[str, ...]:
+    """What class pictures are drawn from: the prompts file and the photos' captions in turn.
+
+    The captions go without the trigger: then the trigger is all that tells a photo from a class
+    picture, and nothing else in a caption can take over its meaning.
+    """
+    caption, settings = job.config.caption, job.config.objective
+    path = prompts_path(settings.prior_prompts)
+    lines = read_prompts(path, caption.trigger, caption.class_noun, preview_defaults(job))
+    bare = []
+    for photo in job.photos:
+        style = job.styles[photo.set_name]
+        text = vary(photo.texts, style, seed=0, step=0, key=photo.photo.digest)
+        bare.append(without_word(text, style.trigger))
+    own = list(dict.fromkeys(text for text in bare if text))
+    count = max(len(lines), len(own), 1)
+    prompts: list[str] = []
+    for number in range(count):
+        prompts += [own[number % len(own)]] if own else []
+        prompts += [lines[number % len(lines)].text]
+        if number % 2 and settings.prior_target == "base":
+            # What guidance compares every prompt with: nothing else keeps it where it was.
+            prompts += [""]
+    return tuple(prompts)
+
+
+def preview_defaults(job: Job) -> PreviewDefaults:
+    """What a line of a prompts file leaves open."""
+    preview = job.config.preview
+    side = job.square_px
+    return PreviewDefaults(
+        size=Size(side, side),
+        seed=preview.seed,
+        guidance=preview.guidance_scale,
+        steps=preview.sampling_steps,
+        side_step_px=8 * job.facts.pixels_per_latent,
+    )
