@@ -142,7 +142,10 @@ class Bucketed:
         """SDXL's size and crop conditioning (arXiv 2307.01952, section 2.2), each as (height,
         width): of the photo as it came, of the crop's upper left corner, of the picture trained."""
         size, bucket = self.captioned.photo.size, self.bucket
-        return (size.height, size.width, self.top, self.left, bucket.height, bucket.width)
+        # Of a mirrored picture the corner is that of the mirrored photo's crop.
+        right = self.resized.width - self.left - bucket.width
+        left = right if self.variant.flip else self.left
+        return (size.height, size.width, self.top, left, bucket.height, bucket.width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -22,13 +23,16 @@ from trainer.data.buckets import BucketPlan, place_photos
 from trainer.data.cache import cache_root
 from trainer.data.caption_variants import CaptionStyle
 from trainer.data.captions import caption_photos
+from trainer.data.decode import PictureError
+from trainer.data.photos import PhotoProblem
+from trainer.data.pixels import require_visible
 from trainer.data.sets import PhotoSet, balanced
 from trainer.data.variants import VariantPlan, add_variants
 from trainer.doctor.checkup import CheckedSet, Checkup, diagnose
 from trainer.doctor.examine import Examination, examine
 from trainer.doctor.facts import FactStore
 from trainer.doctor.findings import Diagnosis
-from trainer.faces import open_finder
+from trainer.faces import FaceFinder, open_finder
 from trainer.families import FAMILIES, BaseFacts
 from trainer.training.reports import stage_progress
 from trainer.types import Bucketed, Captioned, Photo
@@ -88,17 +92,7 @@ def gather(
     folders = [look_through(config, kept, workers=workers_of(config)) for kept in sets]
     if strict:
         require_all_usable(folders, skip_bad=data.skip_bad)
-    store = FactStore(cache_root() / "facts" if data.cache else None)
-    examination = examine(
-        [photo for folder in folders for photo in folder.scan.photos],
-        finder,
-        store,
-        workers=workers_of(config),
-        progress=stage_progress(console, "photos examined"),
-        background=rgb_of(data.background),
-    )
-    if store.notice:
-        console.print(store.notice, style="yellow", soft_wrap=True)
+    examination = _examine(config, folders, finder, console)
     lost = {problem.path for problem in examination.problems}
     if strict and lost:
         require_all_usable(folders, examination.problems, skip_bad=data.skip_bad)
@@ -108,6 +102,17 @@ def gather(
         for kept, folder in zip(sets, folders, strict=True)
     ]
     placed = _place(config, facts, sets, captioned, examination)
+    pictures = _vary(config, sets, placed)
+    hidden = _hidden(pictures, data.transparency)
+    if hidden:
+        if strict:
+            require_all_usable(folders, hidden, skip_bad=data.skip_bad)
+        gone = {problem.path for problem in hidden}
+        captioned = [
+            tuple(item for item in items if item.photo.path not in gone) for items in captioned
+        ]
+        placed = _place(config, facts, sets, captioned, examination)
+        pictures = _vary(config, sets, placed)
     checked = _checked(sets, folders, captioned, placed)
     diagnosis = diagnose(
         Checkup(
@@ -119,13 +124,47 @@ def gather(
             batch_size=config.data.batch_size,
             total_steps=config.run.total_steps,
             accumulate_steps=config.optimizer.accumulate_steps,
-            lost=examination.problems,
+            lost=(*examination.problems, *hidden),
             faces_by=faces_by,
             faces_certain=finder is not None and finder.certain,
             count_tokens=FAMILIES.load(facts.family).token_counter(facts),
+            longest_tokens=75 * config.model.prompt_chunks,
         )
     )
-    return Material(checked, styles, _vary(config, sets, placed), diagnosis)
+    return Material(checked, styles, pictures, diagnosis)
+
+
+def _examine(
+    config: TrainConfig, folders: Sequence[Folder], finder: FaceFinder | None, console: Console
+) -> Examination:
+    """Measure all photos, or find what is kept of them."""
+    store = FactStore(cache_root() / "facts" if config.data.cache else None)
+    examination = examine(
+        [photo for folder in folders for photo in folder.scan.photos],
+        finder,
+        store,
+        workers=workers_of(config),
+        progress=stage_progress(console, "photos examined"),
+        background=rgb_of(config.data.background),
+    )
+    if store.notice:
+        console.print(store.notice, style="yellow", soft_wrap=True)
+    return examination
+
+
+def _hidden(
+    pictures: Sequence[Sequence[Bucketed]], transparency: Literal["background", "mask"]
+) -> tuple[PhotoProblem, ...]:
+    """The photos of which a mask or transparency leaves nothing where they are cropped."""
+    problems: dict[Path, PhotoProblem] = {}
+    for picture in (picture for made in pictures for picture in made):
+        path = picture.captioned.photo.path
+        if path not in problems:
+            try:
+                require_visible(picture, transparency)
+            except PictureError as error:
+                problems[path] = PhotoProblem(path, error.reason, error.fix)
+    return tuple(problems.values())
 
 
 def _checked(

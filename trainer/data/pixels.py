@@ -122,6 +122,18 @@ def _require_size(bucketed: Bucketed, image: Image.Image) -> None:
         raise PictureError(photo.path, reason, "Leave the photos as they are and start again.")
 
 
+def require_visible(bucketed: Bucketed, transparency: Transparency) -> None:
+    """See that something of a training picture counts, without reading more than its masks.
+
+    Raises:
+        PictureError: nothing does, or the photo or its mask cannot be read any more.
+    """
+    photo = bucketed.captioned.photo
+    alpha = decode_with_alpha(photo.path)[1] if transparency == "mask" else None
+    if photo.mask is not None or alpha is not None:
+        _masks(bucketed, alpha)
+
+
 def _masks(bucketed: Bucketed, alpha: Image.Image | None) -> list[Tensor]:
     """The weights [height, width] that the photo's mask and its transparency give, if any.
 

@@ -68,9 +68,17 @@ def sample_key(bucketed: Bucketed) -> str:
     It is the photo's digest, with `+flip` when mirrored; further parts name what only some runs
     have: equal files, several resolutions, further sets, changed versions.
     """
-    name = bucketed.group or bucketed.captioned.photo.digest
+    return f"{bucketed.group or bucketed.captioned.photo.digest}{_version(bucketed)}"
+
+
+def picture_key(bucketed: Bucketed) -> str:
+    """The name of what is seen in a training picture, whichever set or resolution it is for."""
+    return f"{bucketed.captioned.photo.digest}{_version(bucketed)}"
+
+
+def _version(bucketed: Bucketed) -> str:
     number = f"+{bucketed.variant.number}" if bucketed.variant.number else ""
-    return f"{name}{number}{'+flip' if bucketed.variant.flip else ''}"
+    return f"{number}{'+flip' if bucketed.variant.flip else ''}"
 
 
 def _changed(plain: Bucketed, number: int, plan: VariantPlan) -> Bucketed:

@@ -23,7 +23,7 @@ from trainer.data.cache import TensorCache, fingerprint
 from trainer.data.decode import PictureError, shown
 from trainer.data.masks import latent_weights
 from trainer.data.pixels import load_picture
-from trainer.data.variants import sample_key
+from trainer.data.variants import picture_key, sample_key
 from trainer.diffusion.noise import generator_of
 from trainer.errors import DeviceError
 from trainer.families import Backbone
@@ -149,14 +149,14 @@ def encode_text(
 def _task(photo: Bucketed, options: EncodeOptions) -> _Task:
     """Names a picture's entries by all that their numbers depend on, and nothing else."""
     taken, variant = photo.captioned.photo, asdict(photo.variant)
-    variant.pop("number")  # in the sample's key, where it decides the draw of the posterior
+    variant.pop("number")  # in the picture's key, where it decides the draw of the posterior
     place = [photo.bucket.width, photo.bucket.height, photo.left, photo.top]
     place += [photo.resized.width, photo.resized.height]
     latents = fingerprint(
         "latents",
         CACHE_FORMAT,
         options.vae,
-        sample_key(photo),
+        picture_key(photo),
         taken.digest,
         place,
         variant,
@@ -258,7 +258,7 @@ def _encode(
     shape = backbone.latent_shape(bucket.width, bucket.height)
     # The draw of the posterior is a picture's own, whatever it is encoded beside.
     noise_BChw = torch.stack(
-        [torch.randn(shape, generator=generator_of(sample_key(p.task.photo))) for p in fresh]
+        [torch.randn(shape, generator=generator_of(picture_key(p.task.photo))) for p in fresh]
     )
     pixels_BCHW = torch.stack([picture.pixels_CHW for picture in fresh])
     latents_BChw = backbone.encode_pixels(pixels_BCHW, noise_BChw).float().cpu()

@@ -63,6 +63,7 @@ class Objective:
     prior_target: str
     batch_size: int
     seed: int
+    prior_batch_size: int = 1
 
 
 def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached]:
@@ -169,7 +170,7 @@ class Learner:
         else:
             photos_B, prior_B = self._losses(batch, index), self._losses(prior, index, kept)
         photo_loss = (photos_B * self._weights(batch)).sum() / self.objective.batch_size
-        prior_loss = (prior_B * self._weights(prior)).mean()
+        prior_loss = (prior_B * self._weights(prior)).sum() / self.objective.prior_batch_size
         return photo_loss + self.objective.prior_weight * prior_loss
 
     def _weights(self, batch: Batch) -> Tensor:

@@ -171,6 +171,7 @@ def _learner(
         prior_target=config.objective.prior_target,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
+        prior_batch_size=config.objective.prior_batch_size,
     )
     return Learner(
         backbone, adapters, optimizer, batches, prior, objective, accelerator, job.styles
