@@ -776,7 +776,7 @@ def test_bad_photos_can_be_skipped(train: Train, photos: Path, tmp_path: Path) -
 
 def test_a_long_caption_is_mentioned(train: Train, photos: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(photos, tmp_path / "set"))
-    (folder / "1.txt").write_text("word " * 40, encoding="utf-8")
+    (folder / "1.txt").write_text("word " * 300, encoding="utf-8")
     assert re.search(r"1\.png .*has a caption of \d+ tokens", train(folder=folder).done().out)
 
 

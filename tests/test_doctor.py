@@ -650,7 +650,12 @@ def test_a_photo_without_a_caption_is_named_where_most_have_one(tmp_path: Path) 
 def test_a_set_is_not_looked_through_anew_for_each_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     get = CheckedSet.written.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(CheckedSet, "written", property(lambda s: looks.append(1) or get(s)))
+
+    def looked(checked: CheckedSet) -> object:
+        looks.append(1)
+        return get(checked)
+
+    monkeypatch.setattr(CheckedSet, "written", property(looked))
     counts = []
     for number in (20, 40):
         looks.clear()

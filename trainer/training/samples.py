@@ -99,7 +99,7 @@ def _draw_class(
         backbone,
         cache,
         PriorOptions(
-            base=base,
+            base=f"{base} {config.model.clip_skip or 0} {config.model.prompt_chunks}",
             prompts=_prior_prompts(job),
             pictures=wanted,
             size=Size(side, side),

@@ -83,6 +83,9 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     prompts = _preview_prompts(job)
     base = base_fingerprint(job.facts, device)
     encoded = encode_job(job, device, backbone, base, console)
+    # What has done its work leaves the device; it comes back for samples.
+    encoders = [name for name in backbone.components if name != "unet"]
+    backbone.release("vae", *([] if config.adapter.text_encoder else encoders))
     adapters = attach_adapters(
         backbone,
         AdapterPlan(
