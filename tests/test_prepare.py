@@ -150,6 +150,17 @@ def test_the_brief_form_stays_brief(tmp_path: Path) -> None:
     assert lines[11] == f'and 5 more about all photos: likeness prepare "{tmp_path}"'
 
 
+def test_the_brief_form_names_every_photo_that_is_left_out(tmp_path: Path) -> None:
+    broken = Finding("unreadable", "bad", "is empty (0 bytes)", "Remove it.")
+    photos = [verdict(tmp_path / f"{n}.png", [broken]) for n in range(20)]
+    photos += [verdict(tmp_path / "soft.png", [BLURRED])]
+    lines = words.brief(diagnosis(tmp_path, *photos))
+    assert [line for line in lines if "is empty" in line] == [
+        f"{n}.png is empty (0 bytes). Remove it." for n in range(20)
+    ]
+    assert f'and 1 more: likeness prepare "{tmp_path}"' in lines
+
+
 def test_a_finding_is_one_sentence_and_its_fix() -> None:
     assert words.sentence(BLURRED) == "is blurred. Take a sharper one."
     assert words.sentence(Finding("x", "note", "Is it?", "")) == "Is it?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -15,12 +16,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor
 
 from tests.learners import Recipe, load_backbone, make_learner, make_plan
 from tests.runs import same_tensors
 from tests.strategies import unhurried
 from trainer.errors import DataError, FileFormatError, OutputError, TrainerError
+from trainer.training import reports
 from trainer.training import state as state_module
 from trainer.training.learner import Learner, disabled
 from trainer.training.loop import LoopPlan, train
@@ -836,3 +839,14 @@ def test_a_text_that_cannot_be_written_leaves_the_older_one(
             write_text(path, "after")
     assert path.read_text(encoding="utf-8") == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_long_stage_says_where_it_is(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "PROGRESS_SECONDS", seconds)
+    out = io.StringIO()
+    progress = reports.stage_progress(Console(file=out), "photos encoded")
+    for done in (1, 2, 3):
+        progress(done, 3)
+    between = [f"  photos encoded: {done} of 3" for done in (1, 2)] if not seconds else []
+    assert out.getvalue().splitlines() == [*between, "  photos encoded: 3"]

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from trainer.config.settings import TrainConfig
 from trainer.data.captions import orphan_sidecars
+from trainer.data.decode import shown
 from trainer.data.listing import natural_key
 from trainer.data.photos import PhotoProblem, PhotoScan, require_usable, scan_folder
 from trainer.data.sets import PhotoSet
 from trainer.doctor.sidecars import Sidecar, read_sidecars
+from trainer.training.reports import stage_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +27,21 @@ class Folder:
     orphans: tuple[Path, ...]
 
 
-def look_through(config: TrainConfig, kept: PhotoSet, *, workers: int) -> Folder:
-    """Look through the folder of a set.
+def look_through(config: TrainConfig, kept: PhotoSet, console: Console, *, workers: int) -> Folder:
+    """Look through the folder of a set; of a large one it is said how far that is.
 
     Raises:
         DataError: it cannot be listed, or holds no photos.
     """
+    say = stage_progress(console, f"files read in {shown(kept.folder.name)}")
     found = scan_folder(
         kept.folder,
         recursive=kept.recursive,
         maximum_megapixels=config.data.maximum_megapixels,
         masks=config.data.masks,
         workers=workers,
+        # The end needs no word: how many photos there are is said with everything else.
+        progress=lambda done, total: say(done, total) if done < total else None,
     )
     if not config.caption.use_sidecars:
         return Folder(found, {}, ())

@@ -89,7 +89,7 @@ def gather(
         download=data.face_download,
         drawings=facts.embedded,
     )
-    folders = [look_through(config, kept, workers=workers_of(config)) for kept in sets]
+    folders = [look_through(config, kept, console, workers=workers_of(config)) for kept in sets]
     if strict:
         require_all_usable(folders, skip_bad=data.skip_bad)
     examination = _examine(config, folders, finder, console)

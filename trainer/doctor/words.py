@@ -92,16 +92,19 @@ def closing(diagnosis: Diagnosis) -> list[str]:
 
 
 def brief(diagnosis: Diagnosis) -> tuple[str, ...]:
-    """A dozen lines for the start of a training: the counts, the worst photos, the set, the steps.
+    """The lines for the start of a training: the counts, the worst photos, the set, the steps.
 
-    Each line is plain text on its own, without a margin.
+    Every photo that is left out has a line, so that none goes in silence; of those with a warning
+    the first few. Each line is plain text on its own, without a margin.
     """
-    worst = [v for level in ("bad", "warning") for v in diagnosis.photos if v.level == level]
+    left_out = [verdict for verdict in diagnosis.photos if verdict.level == "bad"]
+    doubtful = [verdict for verdict in diagnosis.photos if verdict.level == "warning"]
+    shown_ones = [*left_out, *doubtful[: max(0, BRIEF_PHOTOS - len(left_out))]]
     said = [
         f"{name_of(diagnosis, verdict)} {_join(_serious(verdict.findings))}"
-        for verdict in worst[:BRIEF_PHOTOS]
+        for verdict in shown_ones
     ]
-    more = len(worst) - len(said)
+    more = len(left_out) + len(doubtful) - len(said)
     whole = [sentence(finding) for finding in _serious(diagnosis.whole)]
     more_whole = len(whole) - BRIEF_WHOLE
     command = f'likeness prepare "{plain(diagnosis.folder)}"'

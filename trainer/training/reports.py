@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -79,12 +80,23 @@ class TerminalReporter:
             self.progress.stop()
 
 
+# A stage that takes longer says where it is this often.
+PROGRESS_SECONDS = 5.0
+
+
 def stage_progress(console: Console, words: str) -> Callable[[int, int], None]:
-    """A progress callback for a stage before training: says start and end, in one line each."""
+    """A progress callback for a stage before training: a line at its end, and in a long one every
+    `PROGRESS_SECONDS` as well."""
+    said_at = time.monotonic()
 
     def progress(done: int, total: int) -> None:
+        nonlocal said_at
+        now = time.monotonic()
         if done == total:
             console.print(f"  {words}: {total}", highlight=False)
+        elif now - said_at >= PROGRESS_SECONDS:
+            said_at = now
+            console.print(f"  {words}: {done} of {total}", highlight=False)
 
     return progress
 
