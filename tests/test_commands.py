@@ -983,3 +983,22 @@ def test_settings_come_from_a_file_and_the_command_line_wins(train: Train, tmp_p
     assert 'name = "anna"  # the photo folder' in settings
     assert "weight_decay = 0.01  # default" in settings
     assert "'zqx old cat'" in outcome.out
+
+
+@pytest.mark.parametrize("flag", ["--vae", "--tokenizer"])
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_a_part_of_the_base_can_be_given_by_a_flag(
+    command: str,
+    flag: str,
+    photos: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that is not there is named, so the flag has reached the loading of the base."""
+    monkeypatch.chdir(tmp_path)
+    missing = tmp_path / 'not "there"'
+    assert run_cli(command, photos, "--base", base, flag, missing) == 1
+    assert 'not "there"' in capsys.readouterr().err
+    assert files_in(tmp_path) == set()

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command is chosen.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def _train(options: argparse.Namespace, given: Sequence[str]) -> None:
             class_noun=options.class_noun,
             base=options.base,
             config=options.config,
-            overrides=tuple(options.overrides),
+            overrides=_overrides(options),
             output=options.output,
             resume=options.resume,
             overwrite=options.overwrite,
@@ -99,11 +100,19 @@ def _prepare(options: argparse.Namespace, _given: Sequence[str]) -> int:
             class_noun=options.class_noun,
             base=options.base,
             config=options.config,
-            overrides=tuple(options.overrides),
+            overrides=_overrides(options),
             json=options.json,
             page=options.page,
         )
     )
+
+
+def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
+    """The settings that were typed, those with a flag of their own last."""
+    parts = {"model.vae": options.vae, "model.tokenizer": options.tokenizer}
+    # A text in JSON's quotes is one in TOML as well, whatever is in it.
+    flags = [f"{name}={json.dumps(value)}" for name, value in parts.items() if value is not None]
+    return (*options.overrides, *flags)
 
 
 def _sample(options: argparse.Namespace, _given: Sequence[str]) -> None:
@@ -114,6 +123,8 @@ def _sample(options: argparse.Namespace, _given: Sequence[str]) -> None:
             file=options.file,
             prompts=tuple(options.prompt),
             base=options.base,
+            vae=options.vae,
+            tokenizer=options.tokenizer,
             negative=options.negative,
             seed=options.seed,
             count=options.count,

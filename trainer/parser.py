@@ -34,8 +34,12 @@ def _add_photos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trigger", metavar="WORD", help="the word that calls it up later")
     parser.add_argument("--class", dest="class_noun", metavar="NOUN", help="what the photos show")
     parser.add_argument(
-        "--base", metavar="FOLDER", help="base model (default: the embedded base, for trying out)"
+        "--base",
+        metavar="MODEL",
+        help="base model: a single file, a folder in diffusers format, or a name on the hub "
+        "(default: the embedded base, for trying out)",
     )
+    _add_parts(parser)
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings file")
     parser.add_argument(
         "--set",
@@ -44,6 +48,14 @@ def _add_photos(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SECTION.NAME=VALUE",
         help="one setting; may be given several times",
+    )
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """What may take the place of a part of the base."""
+    parser.add_argument("--vae", metavar="PATH", help="another VAE: a file or a folder")
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="the CLIP tokenizer, for a single file without one"
     )
 
 
@@ -95,7 +107,8 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument(
         "--prompt", action="append", required=True, help="what to draw; may be given several times"
     )
-    sample.add_argument("--base", metavar="FOLDER", help="the base that the file was made for")
+    sample.add_argument("--base", metavar="MODEL", help="the base that the file was made for")
+    _add_parts(sample)
     sample.add_argument("--negative", default="", metavar="TEXT", help="what not to draw")
     sample.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     sample.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")

@@ -27,6 +27,8 @@ class Request:
     file: Path
     prompts: tuple[str, ...]
     base: str | None
+    vae: str | None
+    tokenizer: str | None
     negative: str
     seed: int
     count: int
@@ -43,7 +45,11 @@ def run(request: Request) -> None:
     console = Console()
     _check(request)
     file = read_lora(request.file)
-    facts = base_facts(request.base or _base_of(file))
+    facts = base_facts(
+        request.base or _base_of(file),
+        vae=Path(request.vae).expanduser() if request.vae else None,
+        tokenizer=Path(request.tokenizer).expanduser() if request.tokenizer else None,
+    )
     device = choose_device("auto", "auto", "auto")
     backbone: Backbone = FAMILIES.load(facts.family).load(
         facts, LoadOptions(device.device, device.dtype, device.attention)
@@ -127,7 +133,7 @@ def _base_of(file: LoraFile) -> str:
     raise UsageError(
         f"The LoRA was made for the base '{made_for}'." if made_for else "The LoRA needs its base.",
         where=str(file.path),
-        fix="Give the folder of that base after --base.",
+        fix="Give that base after --base.",
     )
 
 
