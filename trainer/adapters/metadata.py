@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from trainer.adapters.hashes import ModelHashes
 from trainer.types import Size
 
 MAX_METADATA_BYTES = 512 * 1024
@@ -45,6 +46,7 @@ class TrainingFacts:
     started_at, finished_at: seconds since 1970 (UTC).
     settings_toml: the resolved settings of the run.
     thumbnail_jpeg: a JPEG file of about 256 px.
+    base_hashes: of a base that is a single file.
     """
 
     output_name: str
@@ -83,6 +85,7 @@ class TrainingFacts:
     author: str = ""
     comment: str = ""
     thumbnail_jpeg: bytes | None = None
+    base_hashes: ModelHashes | None = None
 
 
 def build_metadata(facts: TrainingFacts) -> dict[str, str]:
@@ -96,6 +99,9 @@ def build_metadata(facts: TrainingFacts) -> dict[str, str]:
     metadata = _kohya_keys(facts) | _modelspec_keys(facts) | _likeness_keys(facts)
     metadata = {key: _line(key, value, left_out) for key, value in metadata.items()}
     metadata |= _data_keys(facts, left_out)
+    if facts.base_hashes:
+        metadata["ss_sd_model_hash"] = facts.base_hashes.autov1
+        metadata["ss_new_sd_model_hash"] = facts.base_hashes.sha256
     if _bytes(facts.settings_toml) <= MAX_SETTINGS_BYTES:
         metadata["likeness.settings"] = facts.settings_toml
     else:

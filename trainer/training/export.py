@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from trainer import __version__
 from trainer.adapters.attach import Attached
 from trainer.adapters.file import Verified, read_lora, verify_lora, write_lora
+from trainer.adapters.folding import written_forms
+from trainer.adapters.hashes import ModelHashes, model_hashes
 from trainer.adapters.metadata import TrainingFacts, build_metadata
 from trainer.adapters.naming import KeyNaming, expected_shapes, kohya_tensors, naming_of
 from trainer.config.reader import to_toml
@@ -135,6 +139,9 @@ def _facts(
     side = max(config.data.resolutions or (job.facts.resolution,))
     prediction = session.learner.objective.schedule.prediction
     text_encoder_lr = config.optimizer.text_encoder_learning_rate
+    # As they stand in the file, where some layers have their own.
+    forms = written_forms(session.learner.adapters["unet"].layers).values()
+    (rank, alpha), _ = Counter((form.rank, form.alpha) for form in forms).most_common(1)[0]
     return TrainingFacts(
         output_name=name,
         version=__version__,
@@ -148,8 +155,8 @@ def _facts(
         implementation=names.implementation,
         prediction_type="epsilon" if prediction == "epsilon" else "v",
         v2=names.v2,
-        rank=config.adapter.rank,
-        alpha=config.adapter.alpha,
+        rank=rank,
+        alpha=alpha,
         captions=tuple(text for photo in job.photos for text in photo.texts),
         repeats=config.data.repeats,
         resolution=Size(side, side),
@@ -168,7 +175,15 @@ def _facts(
         finished_at=time.time(),
         settings_toml=_shared_settings(session),
         thumbnail_jpeg=thumbnail,
+        clip_skip=config.model.clip_skip,
+        base_hashes=_base_hashes(job.facts.folder),
     )
+
+
+@cache
+def _base_hashes(base: Path) -> ModelHashes | None:
+    """Of a base that is a single file; read once, since it may take a minute."""
+    return model_hashes(base) if base.is_file() else None
 
 
 def _shared_settings(session: Session) -> str:
