@@ -181,6 +181,30 @@ def gradients(learner: Learner, indices: range, divisor: int) -> list[Tensor]:
     ]
 
 
+def kept_for_backward(learner: Learner) -> int:
+    """Bytes of the tensors that the loss of a batch keeps."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        learner.loss(0)
+    return kept
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(base: Path) -> None:
+    plain = make_learner(load_backbone(base))
+    saving = make_learner(load_backbone(base, checkpointing=True))
+    assert kept_for_backward(saving) < kept_for_backward(plain) / 2
+    for ours, theirs in zip(
+        gradients(saving, range(2), 1), gradients(plain, range(2), 1), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_photo_weighs_the_same_in_a_batch_that_is_not_full(base: Path) -> None:
     """Three photos in batches of two: over an epoch the sum of losses is that of single photos.
 

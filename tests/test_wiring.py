@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -98,6 +99,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.prompt_chunks": ("model.prompt_chunks=1", f"caption.prefix={'word ' * 90}"),
     "model.device": ("model.device=cuda",),
     "model.precision": ("model.precision=bf16",),
+    "model.checkpointing": ("model.checkpointing=true",),
     "model.attention": ("model.attention=eager",),
     "adapter.kind": ("adapter.kind=nothing",),
     "adapter.rank": ("adapter.rank=3",),
@@ -211,12 +213,17 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             patch.setenv("LIKENESS_CACHE", str(cache))
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             workers, downloads = counted_workers(patch), counted_downloads(patch, base)
+            checkpointed = counted_checkpointing(patch)
             code = run_cli(
                 *("train", broken_set if broken else whole, "--output", output),
                 *(f"--set={word}" for word in words),
             )
         seen[key] = {"code": code, "threads": torch.get_num_threads(), "cached": cache.exists()}
-        seen[key] |= {"workers": workers, "downloads": downloads}
+        seen[key] |= {
+            "workers": workers,
+            "downloads": downloads,
+            "checkpointed": bool(checkpointed),
+        }
         torch.set_num_threads(1)
         seen[key] |= observed(output)
         return seen[key]
@@ -247,6 +254,14 @@ def counted_downloads(patch: pytest.MonkeyPatch, base: Path) -> list[bool]:
 
     patch.setattr("trainer.commands.bases.hub_folder", folder)
     return asked
+
+
+def counted_checkpointing(patch: pytest.MonkeyPatch) -> list[object]:
+    """The models that were told to compute their activations again; that shows in no result."""
+    told: list[object] = []
+    name = "enable_gradient_checkpointing"
+    patch.setattr(UNet2DConditionModel, name, lambda unet: told.append(unet))
+    return told
 
 
 def observed(output: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run(request: Request) -> None:
         raise DeviceError(
             "The GPU's memory is full.",
             where=str(error).splitlines()[0],
-            fix="What helps most: --set data.batch_size=1, --set data.resolution=448 (or less), "
+            fix="What helps most: --set model.checkpointing=true, --set data.batch_size=1, "
             "--set adapter.text_encoder=false. Close other programs that use the GPU.",
         ) from error
 

@@ -41,6 +41,7 @@ KNOWN_ELSEWHERE = {
     "validation_prompt": "preview.prompts",
     "pretrained_model_name_or_path": "model.base",
     "mixed_precision": "model.precision",
+    "gradient_checkpointing": "model.checkpointing",
     "instance_prompt": "caption.trigger",
     "class_prompt": "caption.class_noun",
     "prior_loss_weight": "objective.prior_weight",

@@ -46,6 +46,11 @@ class ModelSettings(Section):
         "number format of the frozen base; the LoRA itself is always trained in fp32; "
         "auto: bf16 on a GPU that has it, else fp16 on a GPU, fp32 on a CPU",
     )
+    checkpointing: bool = setting(
+        False,
+        "compute the UNet's activations twice instead of keeping them: less memory, slower, the "
+        "same result",
+    )
     attention: Literal["auto", "xformers", "sdpa", "eager"] = setting(
         "auto", "attention implementation; auto is sdpa (PyTorch's own)"
     )

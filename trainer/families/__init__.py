@@ -73,6 +73,8 @@ class LoadOptions:
         A1111 does (1: the last); 0: the family's own. Families that were trained on one layer
         only keep to it and say so.
     prompt_chunks: 75 tokens each, 1 to 3; text beyond is cut off.
+    checkpointing: the UNet's activations are computed again in the backward pass instead of kept
+        (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
     """
 
     device: torch.device
@@ -80,6 +82,7 @@ class LoadOptions:
     attention: str
     clip_skip: int = 0
     prompt_chunks: int = 1
+    checkpointing: bool = False
 
 
 class Backbone(Protocol):

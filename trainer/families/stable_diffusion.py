@@ -108,6 +108,8 @@ class StableDiffusion:
             if options.attention == "eager":
                 encoder.set_attn_implementation("eager")
         set_attention(parts.unet, options.attention)
+        if options.checkpointing:
+            parts.unet.enable_gradient_checkpointing()
         return StableDiffusionBackbone(
             facts=facts,
             names=self.v_names if facts.prediction == "v_prediction" else self.names,

@@ -29,6 +29,7 @@ FREE_ON_RESUME = {
     "model.vae",
     "model.tokenizer",
     "model.download",
+    "model.checkpointing",
     "preview",
 }
 

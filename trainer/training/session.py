@@ -76,6 +76,7 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
             device.attention,
             clip_skip=config.model.clip_skip or 0,
             prompt_chunks=config.model.prompt_chunks,
+            checkpointing=config.model.checkpointing,
         ),
     )
     for notice in backbone.notices:
