@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.sets import FaceSet, StyleSet, all_sets
 from pretraining.captions import describe_context
-from pretraining.looks import Context, Identity, sample_context
+from pretraining.looks import Context, Identity, sample_context, sample_identity
 from trainer.adapters.file import read_lora
 from trainer.commands.bases import base_facts
 from trainer.commands.sample import load_lora
@@ -46,6 +46,7 @@ TRIGGER = "zqx"
 PROMPTS = 24
 _SAMPLE_SEED = 900_000
 _OTHER_SEED = 500_000
+_READ_SEED = 700_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,17 @@ def following(images: Sequence[Image.Image]) -> float:
     return float(np.mean([share for share in shares if share is not None]))
 
 
+def readable(chosen: FaceSet | StyleSet) -> float:
+    """The most that `following` can find for a style: in true drawings of the evaluation prompts,
+    sent through the base's VAE."""
+    assert isinstance(chosen, StyleSet)
+    drawn = [
+        chosen.paint(sample_identity(_READ_SEED + number), context, 64)
+        for number, context in enumerate(contexts())
+    ]
+    return following(softened(drawn))
+
+
 def looks_found(images: Sequence[Image.Image], identity: Identity) -> float:
     """Share of the subject's looks that the reader finds."""
     right: list[bool] = []
@@ -302,8 +314,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="configurations by name")
     parser.add_argument("--sets", nargs="*", help="sets by name, instead of the plan's")
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of the plan's")
+    parser.add_argument("--readable", action="store_true", help="only say how readable styles are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.readable:
+        for name, chosen in all_sets().items():
+            if chosen.kind == "style":
+                print(f"{name} {readable(chosen):.2f}")
+        return
     today = date.today().isoformat()
     results = arguments.results or ROOT / "benchmarks/results" / f"quality_{hardware()}_{today}.csv"
     plan = read_plan(arguments.plan)

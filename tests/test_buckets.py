@@ -276,16 +276,31 @@ def test_every_photo_is_in_exactly_one_bucket_at_each_resolution(
         for n, (size, content) in enumerate(zip(sizes, contents, strict=False))
     ]
     placed = place_photos(photos, plan, {}, repeats=3, weight=0.5)
-    for number, resolution in enumerate(plan.resolutions):
-        at_one = placed[number::2]
-        assert [item.captioned for item in at_one] == photos
-        assert all(item.bucket.area <= resolution**2 for item in at_one)
+    for photo in photos:
+        own = [item for item in placed if item.captioned == photo]
+        places = [place(photo.photo.size, resolution, plan) for resolution in plan.resolutions]
+        # One too small for both sizes is not trained twice at the same.
+        assert [(item.bucket, item.resized) for item in own] == [
+            (found.bucket, found.resized) for found in dict.fromkeys(places)
+        ]
+        for found, resolution in zip(places, plan.resolutions, strict=True):
+            assert found.bucket.area <= resolution**2
     assert {(item.repeats, item.weight) for item in placed} <= {(3, 0.5)}
     assert len({item.group for item in placed}) == len(placed)
     counts = bucket_counts(placed)
     assert sum(counts.values()) == len(placed)
     aspects = [bucket.width / bucket.height for bucket in counts]
     assert aspects == sorted(aspects)
+
+
+def test_a_photo_too_small_for_two_resolutions_is_trained_once() -> None:
+    small, large = (captioned(Path(f"{n}"), Size(n, n), digest=f"{n}") for n in (200, 600))
+    placed = place_photos([small, large], BucketPlan((256, 512), 64), {})
+    assert [(item.captioned, item.bucket.width) for item in placed] == [
+        (small, 192),
+        (large, 256),
+        (large, 512),
+    ]
 
 
 def test_a_group_is_named_by_the_content_and_what_else_is_needed_to_tell_it() -> None:

@@ -687,6 +687,13 @@ def test_photos_in_sub_folders_are_not_left_out_in_silence(tmp_path: Path) -> No
 # Steps and sizes
 
 
+def test_photos_too_small_for_all_sizes_are_counted_as_they_are_trained() -> None:
+    both = BucketPlan((256, 512), 64)
+    photos = [photo(1), replace(photo(2), size=Size(200, 200))]
+    (sentence, *_) = diagnose(checkup_of(photos, plan=both)).steps
+    assert sentence.startswith("2 photos at 1 to 2 sizes = 3 pictures a round (epoch)")
+
+
 def test_steps_are_spelled_out() -> None:
     photos = [photo(n) for n in range(14)]
     checkup = checkup_of(photos, repeats=10)

@@ -15,12 +15,12 @@ from benchmarks.sets import HELD_OUT_AVATARS, all_sets
 def test_the_face_preset_learns_other_avatars_too(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One seed each: what all are held to, with room for the spread of a single seed."""
+    """One seed each, held to what the mean of five is for the main set."""
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
     last, best = run(all_sets()[name], Configuration("preset", ()), seed=0)
     for row in (last, best):
         assert row.likeness >= 0.7, row
         assert row.leak <= 0.2, row
-        assert row.drift <= 0.27, row
+        assert row.drift <= 0.25, row
         assert row.following >= row.base_following - 0.1, row
         assert row.copying == 0, row

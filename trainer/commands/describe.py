@@ -37,7 +37,6 @@ def describer_of(
     name = captioner_of(config, facts)
     if name == "none":
         return None
-    red, green, blue = bytes.fromhex(config.data.background.removeprefix("#"))
     options = CaptionerOptions(model=config.caption.captioner_folder)
     loaded: list[Captioner] = []
 
@@ -50,7 +49,7 @@ def describer_of(
             )
         return loaded[0].caption(
             photo,
-            lambda: decode_upright(photo.path, background=(red, green, blue)),
+            lambda: decode_upright(photo.path, background=config.data.background_rgb),
             config.run.kind,
         )
 

@@ -145,7 +145,7 @@ def _examine(
         store,
         workers=workers_of(config),
         progress=stage_progress(console, "photos examined"),
-        background=rgb_of(config.data.background),
+        background=config.data.background_rgb,
     )
     if store.notice:
         console.print(store.notice, style="yellow", soft_wrap=True)
@@ -197,12 +197,6 @@ def workers_of(config: TrainConfig) -> int:
 def resolutions_of(config: TrainConfig, facts: BaseFacts) -> tuple[int, ...]:
     """The training resolutions, in pixels of a square's side."""
     return config.data.resolutions or (facts.resolution,)
-
-
-def rgb_of(colour: str) -> tuple[int, int, int]:
-    """RGB of a colour like "#ffffff"."""
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
-    return red, green, blue
 
 
 def caption_style(config: TrainConfig, kept: PhotoSet) -> CaptionStyle:

@@ -66,7 +66,7 @@ def run(request: Request) -> int:
         page = free_page(request.photos, diagnosis)
     if page is not None:
         with aside.status("Drawing the page"):
-            html = render_doctor(page_of(diagnosis, background=_colour(settings.background)))
+            html = render_doctor(page_of(diagnosis, background=settings.background_rgb))
         _write_page(page, html)
     if request.json:
         print(as_json(diagnosis))
@@ -193,9 +193,3 @@ def _data_settings(request: Request) -> DataSettings:
     layers = [read_toml(request.config, request.config.name)] if request.config else []
     typed = [parse_override(text) for text in request.overrides]
     return build_config([*layers, override_layer(typed, "command line")]).config.data
-
-
-def _colour(text: str) -> tuple[int, int, int]:
-    """RGB of a colour like "#ffffff"."""
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue

@@ -135,6 +135,12 @@ class DataSettings(Section):
     cache: bool = setting(True, "keep encoded photos on disk for the next run")
 
     @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """The colour behind transparent pictures, RGB 0..255."""
+        red, green, blue = bytes.fromhex(self.background.removeprefix("#"))
+        return red, green, blue
+
+    @property
     def resolutions(self) -> tuple[int, ...]:
         """The resolutions, the smallest first; none while the base has not been asked."""
         if self.resolution is None:

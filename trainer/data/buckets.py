@@ -167,8 +167,10 @@ def place_photos(
             picture; "" for the main set.
 
     Returns:
-        The plain training pictures. A group is named by the photo's digest, with its number among
-        equal files from the second on, and with the resolution where there are several.
+        The plain training pictures: one for each resolution, but for a photo that is too small
+        for several of them, which is trained once at the size that it gets in all. A group is
+        named by the photo's digest, with its number among equal files from the second on, and with
+        the resolution where there are several.
 
     Raises:
         ConfigError: a resolution is less than one step.
@@ -180,10 +182,14 @@ def place_photos(
         seen[digest] += 1
         copy = f"#{seen[digest]}" if seen[digest] > 1 else ""
         found = faces.get(digest, ())
+        taken: set[Placement] = set()
         for resolution in plan.resolutions:
             placement = place(size, resolution, plan)
             if plan.face_crop and found:
                 placement = around_faces(placement, size, found)
+            if placement in taken:
+                continue  # a photo too small for both would count twice
+            taken.add(placement)
             at = f"@{resolution}" if len(plan.resolutions) > 1 else ""
             of_set = f"/{set_key}" if set_key else ""
             placed.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,14 +93,20 @@ def _epoch_sentence(
 def _product(checked: CheckedSet) -> str:
     photos, pictures = _photos(checked), _pictures(checked)
     factors = [_number(photos, "photo")]
-    sizes = len(checked.crops) // photos
-    if sizes > 1:
+    sizes, more = divmod(len(checked.crops), photos)
+    if more:  # some are too small for all sizes
+        factors = [f"{factors[0]} at {sizes} to {_sizes_at_most(checked)} sizes"]
+    elif sizes > 1:
         factors.append(f"{sizes} sizes")
     repeats = checked.crops[0].repeats
     if repeats > 1:
         factors.append(f"{repeats:,} repeats")
     total = _number(pictures, "picture")
-    return " x ".join(factors) + (f" = {total}" if len(factors) > 1 else "")
+    return " x ".join(factors) + (f" = {total}" if more or len(factors) > 1 else "")
+
+
+def _sizes_at_most(checked: CheckedSet) -> int:
+    return max(Counter(crop.captioned.photo.path for crop in checked.crops).values())
 
 
 def _steps_sentence(checkup: Checkup, epochs: float, seen: Mapping[str, float]) -> str:

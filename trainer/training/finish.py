@@ -305,7 +305,7 @@ def _photo_rows(job: Job) -> tuple[PhotoRow, ...]:
 
 def _small(job: Job, photo: Photo) -> Image.Image:
     """The photo as a thumbnail: many of them have to fit into memory."""
-    image = decode_upright(photo.path, background=job.background)
+    image = decode_upright(photo.path, background=job.config.data.background_rgb)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     return image
 

@@ -77,12 +77,6 @@ class Job:
         )
 
     @property
-    def background(self) -> tuple[int, int, int]:
-        """The colour behind transparent pictures, RGB 0..255."""
-        red, green, blue = bytes.fromhex(self.config.data.background.removeprefix("#"))
-        return red, green, blue
-
-    @property
     def square_px(self) -> int:
         """Side of the largest square training pictures: the resolution in whole bucket steps."""
         step = self.config.data.bucket_step_px or self.facts.bucket_step_px

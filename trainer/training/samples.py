@@ -50,7 +50,7 @@ def encode_job(
         text=text_fingerprint(
             job.facts, device, config.model.clip_skip or 0, config.model.prompt_chunks
         ),
-        background=job.background,
+        background=config.data.background_rgb,
         transparency=config.data.transparency,
         face_weight=config.data.face_weight,
         cache_prompts=not (config.adapter.text_encoder or job.captions_vary),
