@@ -104,13 +104,19 @@ def test_the_file_gives_the_same_update(ranks: list[int], alphas: list[float]) -
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     assert shapes == expected_shapes(attached, NAMING)
     for path, layer in attached.layers.items():
-        delta = written_delta(tensors, NAMING.module_name(path))
-        torch.testing.assert_close(delta, layer.delta(), rtol=1e-5, atol=1e-6)
+        delta, expected = written_delta(tensors, NAMING.module_name(path)), layer.delta()
+        # Numbers near zero are differences of large ones: what is rounded is a share of those.
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-5 * largest)
     # And the same layers take it back.
     again = block(rules)
     again.load_state(from_kohya(tensors, again, NAMING))
     for path, layer in attached.layers.items():
-        torch.testing.assert_close(again.layers[path].delta(), layer.delta())
+        expected = layer.delta()
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(
+            again.layers[path].delta(), expected, rtol=1e-5, atol=1e-5 * largest
+        )
 
 
 def test_a_rank_that_is_really_larger_is_not_cut() -> None:
