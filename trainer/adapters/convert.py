@@ -64,7 +64,7 @@ def convert(
         OutputError: the target is there already, or cannot be written.
     """
     _check_target(target, to, overwrite)
-    read = _read(source, family)
+    read = read_source(source, family)
     _check_source(read, to)
     if to == "peft":
         return _write_peft(read, target)
@@ -75,8 +75,13 @@ def convert(
     return Converted(len(read.layers), len(tensors), _name(dtype), read.family)
 
 
-def _read(source: Path, family: str) -> Source:
-    files = [read_lora(path) for path in _files(source)]
+def read_source(source: Path, family: str = "") -> Source:
+    """The layers of a LoRA of any program, with their tensors.
+
+    Raises:
+        FileFormatError: it cannot be read, or not be understood.
+    """
+    files = [read_lora(path) for path in lora_files(source)]
     names = [read_foreign(file) for file in files]
     metadata: dict[str, str] = {}
     tensors: dict[Layer, Mapping[str, Tensor]] = {}
@@ -107,7 +112,7 @@ def _read(source: Path, family: str) -> Source:
     )
 
 
-def _files(source: Path) -> list[Path]:
+def lora_files(source: Path) -> list[Path]:
     """The file itself, or those in a folder of peft."""
     if not source.is_dir():
         return [source]
@@ -125,16 +130,16 @@ def _files(source: Path) -> list[Path]:
 def _check_tensors(file: LoraFile, names: Foreign) -> None:
     if names.unknown:
         raise FileFormatError(
-            f"{len(names.unknown)} names in the file are not understood; nothing was written.",
+            f"{len(names.unknown)} names in the file are not understood.",
             where="\n".join([str(file.path), *(n[:200] for n in names.unknown[:_SHOWN])]),
-            fix="Only LoRAs for Stable Diffusion 1, 2 and XL can be converted.",
+            fix="Only LoRAs for Stable Diffusion 1, 2 and XL can be read.",
         )
     bad = [
         name for name, tensor in file.tensors.items() if not torch.isfinite(tensor.float()).all()
     ]
     if bad:
         raise FileFormatError(
-            f"{len(bad)} tensors hold numbers that are not finite; nothing was written.",
+            f"{len(bad)} tensors hold numbers that are not finite.",
             where="\n".join([str(file.path), *(name[:200] for name in bad[:_SHOWN])]),
             fix="The file is broken: use one of an earlier step of its training.",
         )
@@ -142,6 +147,12 @@ def _check_tensors(file: LoraFile, names: Foreign) -> None:
 
 def _check_source(source: Source, to: Form) -> None:
     """Refuse what the form has no words for."""
+    if not source.layers:
+        raise FileFormatError(
+            "The file has no layer that could be converted.",
+            where=str(source.path),
+            fix="'likeness inspect FILE' says what is in it.",
+        )
     problems = [p for layer in source.layers if (p := problem(layer, to))]
     if to != "kohya" and source.embeddings:
         problems += ["an embedding (bundle_emb)"] * len(source.embeddings)

@@ -15,6 +15,7 @@ from trainer.commands.bases import base_facts, is_embedded
 from trainer.commands.describe import caption_flags
 from trainer.commands.material import Material, gather
 from trainer.commands.sets import SO_FAR, with_words_of
+from trainer.commands.starts import chosen_start, start_layer
 from trainer.config.presets import preset_path, prompts_path
 from trainer.config.reader import (
     Layer,
@@ -33,6 +34,7 @@ from trainer.doctor.words import brief
 from trainer.errors import ConfigError, UsageError
 from trainer.families import BaseFacts
 from trainer.optim import OPTIMIZERS
+from trainer.training.checkpoint_files import STATE
 from trainer.training.device import choose_device
 from trainer.training.finish import base_title
 from trainer.training.job import Job
@@ -43,7 +45,9 @@ from trainer.training.run_folder import (
     file_stem,
     holds_run,
     open_root,
+    refuse_run,
     require_free,
+    run_of,
 )
 from trainer.training.scorer import check_scorer
 
@@ -63,48 +67,90 @@ class Request:
     overrides: tuple[str, ...] = ()
     output: Path | None = None
     resume: bool = False
+    resume_from: Path | None = None
+    init: Path | None = None
     overwrite: bool = False
+    preflight: bool = False
     command: str = ""
 
 
-def decide(request: Request, console: Console) -> Job:
-    """Check the request and settle what is to be done; only the output folder is created."""
+def decide(request: Request, console: Console, processes: int = 1) -> Job:
+    """Check the request and settle what is to be done; only the output folder is created.
+
+    processes: that train together, each of them on as many batches in a step.
+    """
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite exclude each other.")
+    resumed = _resumed_place(request)
     root = choose_root(
         request.photos,
-        request.output,
+        request.output or (resumed and run_of(resumed)),
         resume=request.resume,
         overwrite=request.overwrite,
         runs=RUNS,
     )
+    numbered = not (request.output or holds_run(root))
     resolved, facts = settings_of(request, root)
     config = resolved.config
     _check_choices(config, facts)
     check_scorer(config, facts)
     folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
-    if not (request.overwrite or holds_run(root)):
-        require_free(folder)
-    material = gather(request.photos, resolved, facts, console, strict=True)
+    require_own(request, folder)
+    material = gather(request.photos, resolved, facts, console, strict=True, processes=processes)
     class_pictures = material.pictures_of("class")
     if class_pictures:
         resolved = fill_unset(resolved, {"objective.prior_weight": 1.0}, "the class set")
         _require_prior(resolved.config)
+    if not request.preflight:
+        root = open_root(root, numbered=numbered)
     job = Job(
         source=request.photos,
         config=resolved.config,
         origins=resolved.origins,
         facts=facts,
-        folder=folder,
+        folder=RunFolder(root, folder.name),
         photos=material.photos_of("subject"),
         pictures=material.pictures_of("subject"),
         class_pictures=class_pictures,
         styles=material.styles,
         command=request.command,
+        resume_from=resumed,
+        start=chosen_start(resolved.config, facts, resume=request.resume),
     )
-    open_root(root)
-    _say_what(job, material, console)
+    _say_what(job, material, console, processes)
     return job
+
+
+def require_own(request: Request, folder: RunFolder) -> None:
+    """Make sure that nothing in the output folder is replaced that was not to be.
+
+    Raises:
+        OutputError: there is a run in it, or files that are none of a run.
+    """
+    if request.overwrite:
+        return
+    if not holds_run(folder.root):
+        require_free(folder)
+    elif not request.resume:
+        refuse_run(folder.root)
+
+
+def _resumed_place(request: Request) -> Path | None:
+    """Where the checkpoint is to be looked for, if the user says that.
+
+    Raises:
+        UsageError: there is none at all.
+    """
+    place = request.resume_from
+    if place is None:
+        return None
+    inside = run_of(place)
+    if not ((place / STATE).is_file() or (inside and holds_run(inside))):
+        raise UsageError(
+            f"There is no run and no checkpoint in '{place}'.",
+            fix="Give the folder of a run, or one of those in its checkpoints/.",
+        )
+    return place
 
 
 def settings_of(request: Request, root: Path | None = None) -> tuple[Resolved, BaseFacts]:
@@ -119,16 +165,24 @@ def settings_of(request: Request, root: Path | None = None) -> tuple[Resolved, B
             ("caption.trigger", request.trigger),
             ("caption.class_noun", request.class_noun),
             ("model.base", request.base),
+            ("adapter.init", str(request.init) if request.init else None),
         )
         if value is not None
     ]
     layers: list[Layer] = []
-    if root and request.resume and (root / SETTINGS_FILE).is_file():
-        layers.append(_saved_settings(root / SETTINGS_FILE))
+    saved: list[Path] = []
+    if root and request.resume:
+        places = [run_of(request.resume_from) if request.resume_from else None, root]
+        files = [place / SETTINGS_FILE for place in places if place]
+        saved = [path for path in files if path.is_file()][:1]
+        layers += [_saved_settings(path) for path in saved]
     if request.config:
         layers.append(read_toml(request.config, request.config.name))
     typed += [parse_override(text) for text in request.overrides]
     layers.append(override_layer(typed, "command line"))
+    init = chosen(layers, "adapter.init", "")
+    if init and not saved:
+        layers.insert(0, start_layer(Path(init).expanduser()))
     kind = chosen(layers, "run.kind", "face")
     base = chosen(layers, "model.base", "embedded")
     embedded = is_embedded(base)
@@ -169,7 +223,7 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
     """
     OPTIMIZERS[config.optimizer.name]
     ADAPTERS[config.adapter.kind]
-    choose_device(config.model.device, config.model.precision, "auto")
+    choose_device(config.model.device, config.model.precision, "sdpa", weights=config.model.weights)
     unit = max(8, facts.pixels_per_latent)
     if (config.data.bucket_step_px or unit) % unit:
         raise ConfigError(
@@ -187,11 +241,13 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
 def _saved_settings(path: Path) -> Layer:
     """The settings of a run that goes on, except where it was asked to end early."""
     layer = read_toml(path, SO_FAR)
-    layer.values.get("run", {}).pop("stop_at_step", None)
+    run = layer.values.get("run")
+    if isinstance(run, dict):
+        run.pop("stop_at_step", None)
     return layer
 
 
-def _say_what(job: Job, material: Material, console: Console) -> None:
+def _say_what(job: Job, material: Material, console: Console, processes: int) -> None:
     config, caption = job.config, job.config.caption
 
     def say(line: str, style: str = "") -> None:
@@ -218,9 +274,10 @@ def _say_what(job: Job, material: Material, console: Console) -> None:
         f"'{caption.trigger} {caption.class_noun}'"
     )
     say(f"Base      {base_title(job)}" + (f": the LoRA is {job.note}" if job.note else ""))
+    shared = f" in each of {processes} processes" if processes > 1 else ""
     say(
         f"Training  {config.run.kind}, {config.run.total_steps} steps, batch "
-        f"{config.data.batch_size}, rank {config.adapter.rank}, rate "
+        f"{config.data.batch_size}{shared}, rank {config.adapter.rank}, rate "
         f"{config.optimizer.learning_rate:g} ({_preset_words(job)})"
     )
     say(f"Output    {job.folder.root}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from trainer.data.opening import PictureError, opened
 from trainer.report.contact_sheet import SheetRow, contact_sheet
 from trainer.scoring import Scorer
 from trainer.training.best import Choice, StepScores, choose
@@ -20,6 +21,10 @@ from trainer.training.preview import draw, parameters, save_preview
 from trainer.training.run_folder import write_text
 from trainer.training.scorer import scorer_name
 from trainer.training.session import Session
+from trainer.untrusted import read_json
+
+# Samples are 2048 px at most on either side.
+_SAMPLE_MEGAPIXELS = 5.0
 
 
 class Gallery:
@@ -77,6 +82,12 @@ class Gallery:
         """The best step so far; None before the first save and where nothing is scored."""
         return choose(self.scores, self.session.job.config.run.kind)
 
+    @property
+    def words(self) -> list[str]:
+        """What is wrong with the samples, for the report; nothing in a normal run."""
+        blank = [str(step) for step, samples in sorted(self.steps.items()) if samples.blank]
+        return [f"Samples of one colour were drawn at step {', '.join(blank)}."] if blank else []
+
     def due(self, step: int) -> bool:
         """Whether samples are to be drawn at a step: when it is saved, and as was set."""
         return self._saved(step) or step % self.session.job.config.preview.every_steps == 0
@@ -89,10 +100,13 @@ class Gallery:
     def draw_step(self, step: int) -> None:
         """Draw all samples as the model is now and write them to `previews/`."""
         images = draw(self.session.backbone, [*self.prompts, *self.plain])
+        # First: what cannot be written is scored and shown all the same.
+        self.steps[step] = self._samples(images)
+        # Not its parents: a drive that is gone leaves an empty place.
+        self.folder.previews.mkdir(exist_ok=True)
         drawn = zip([*self.prompts, *self.plain], self._paths(step), images, strict=True)
         for prompt, path, image in drawn:
             save_preview(path, image, prompt, model=self._model, sampler=self._sampler)
-        self.steps[step] = self._samples(images)
 
     def score(self, step: int) -> StepScores | None:
         """Score the samples of a step and remember it in `scores.json`; None without measures."""
@@ -179,11 +193,11 @@ def _read_pictures(paths: Sequence[Path], texts: Sequence[str]) -> list[Image.Im
     images = []
     for path, text in zip(paths, texts, strict=True):
         try:
-            with Image.open(path) as image:
+            with opened(path, maximum_megapixels=_SAMPLE_MEGAPIXELS) as image:
                 images.append(image.convert("RGB"))
                 if image.info.get("parameters") != text:
                     return []
-        except (OSError, ValueError, SyntaxError):  # what Pillow raises on a damaged PNG
+        except PictureError:
             return []
     return images
 
@@ -191,7 +205,7 @@ def _read_pictures(paths: Sequence[Path], texts: Sequence[str]) -> list[Image.Im
 def _read_scores(path: Path, scorer: str) -> list[StepScores]:
     """The scores that lie in a run's folder; none if they are missing, damaged or by another."""
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept: dict[str, Any] = read_json(path)
         if kept["scorer"] != scorer:
             return []
         return [StepScores(**row) for row in kept["scores"]]

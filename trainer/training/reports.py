@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,14 +20,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trainer.errors import ConfigError, OutputError
-from trainer.training.loop import StepDone
+from trainer.errors import ConfigError
+from trainer.training.numbers import StepNumbers, as_row
+from trainer.training.run_folder import write_text
+from trainer.untrusted import parse_json
+
+# Of a line of the metrics, which has a few numbers.
+_LINE_CHARACTERS = 10_000
+# So many lines are kept where they cannot be written.
+_KEPT_LINES = 100_000
 
 
 class Reporter(Protocol):
-    """Takes each step's report."""
+    """Takes the numbers of each step; `what` says in words what it writes."""
 
-    def step(self, report: StepDone) -> None: ...
+    what: str
+
+    def step(self, report: StepNumbers) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,6 +44,7 @@ class Reporter(Protocol):
 class TerminalReporter:
     """A progress bar in a terminal; a plain line now and then where there is none."""
 
+    what = "progress"
     LINES = 20  # plain lines over a whole run
 
     def __init__(self, console: Console, total_steps: int, start_step: int) -> None:
@@ -60,10 +70,12 @@ class TerminalReporter:
             )
             self.progress.start()
 
-    def step(self, report: StepDone) -> None:
-        before = report.loss if self.smoothed is None else self.smoothed
-        self.smoothed = 0.95 * before + 0.05 * report.loss
-        loss, rate = f"{self.smoothed:.4f}", f"{report.rate:.2e}"
+    def step(self, report: StepNumbers) -> None:
+        if not report.skipped:
+            before = report.loss if self.smoothed is None else self.smoothed
+            self.smoothed = 0.95 * before + 0.05 * report.loss
+        loss = "-" if self.smoothed is None else f"{self.smoothed:.4f}"
+        rate = f"{report.rate:.2e}"
         if self.progress is not None:
             self.progress.update(self.task, completed=report.step, loss=loss, rate=rate)
         elif report.step % self.every == 0 or report.step == self.total:
@@ -104,45 +116,60 @@ def stage_progress(console: Console, words: str) -> Callable[[int, int], None]:
 class MetricsFile:
     """metrics.jsonl: one JSON object per step, flushed, the source of truth for every curve.
 
-    When a run goes on from a checkpoint, lines of steps after it are dropped first.
+    When a run goes on from a checkpoint, lines of steps after it are dropped first. Lines that
+    cannot be written are kept until they can be.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, start_step: int) -> None:
-        rows = [row for row in read_metrics(path) if row["step"] <= start_step]
-        try:
-            self.file = path.open("w", encoding="utf-8", newline="\n")
-            for row in rows:
-                self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"The metrics cannot be written: {error.strerror}", where=str(path)
-            ) from error
+    what = "metrics"
 
-    def step(self, report: StepDone) -> None:
-        self.file.write(json.dumps(asdict(report)) + "\n")
-        self.file.flush()
+    def __init__(self, path: Path, start_step: int) -> None:
+        self.path = path
+        rows = [row for row in read_metrics(path) if row["step"] <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._size = path.stat().st_size
+        self._pending: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    def step(self, report: StepNumbers) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: it cannot be written now; it comes with the next one.
+        """
+        self._pending.append(json.dumps(as_row(report)) + "\n")
+        # Opened for every line: the file may be gone, and come back as another one.
+        with self.path.open("ab") as file:
+            file.truncate(min(self._size, file.tell()))  # what was cut off by a full disk goes
+            file.write("".join(self._pending).encode())
+            file.flush()
+            self._size = file.tell()
+        self._pending.clear()
 
     def close(self) -> None:
-        self.file.close()
+        """Nothing is open between two lines."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The steps in a metrics file; a line that was cut off by a crash is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in iter(lambda: file.readline(_LINE_CHARACTERS), ""):
+                try:
+                    row = parse_json(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
     return rows
 
 
 class TensorBoardReporter:
     """TensorBoard events beside the other files of the run."""
+
+    what = "TensorBoard events"
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -155,8 +182,8 @@ class TensorBoardReporter:
             ) from error
         self.writer = SummaryWriter(str(folder))
 
-    def step(self, report: StepDone) -> None:
-        for name in ("loss", "rate", "grad_norm"):
+    def step(self, report: StepNumbers) -> None:
+        for name in ("rate",) if report.skipped else ("loss", "rate", "grad_norm"):
             self.writer.add_scalar(f"train/{name}", getattr(report, name), report.step)
 
     def close(self) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import os
 import re
 import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from trainer.errors import OutputError
+from trainer.untrusted import is_device_name, read_text
 
 SETTINGS_FILE = "settings.toml"
+CHECKPOINTS = "checkpoints"
+_SHOWN_FILES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return self.root / CHECKPOINTS
 
     @property
     def previews(self) -> Path:
@@ -71,7 +78,8 @@ class RunFolder:
 def file_stem(name: str) -> str:
     """A folder's name as a file name that every system and prompt syntax takes."""
     kept = "".join(c if c.isalpha() or c.isdecimal() or c in "_.-" else " " for c in name)
-    return "_".join(kept.split())[:100].strip("._-") or "lora"
+    stem = "_".join(kept.split())[:100].strip("._-") or "lora"
+    return f"lora_{stem}" if is_device_name(stem) else stem
 
 
 def choose_root(
@@ -98,12 +106,7 @@ def choose_root(
                 fix="Give another name after --output.",
             )
         if holds_run(output) and not (resume or overwrite):
-            raise OutputError(
-                "The output folder already holds a run.",
-                where=str(output),
-                fix="Go on with it by --resume, replace it by --overwrite, "
-                "or give another folder after --output.",
-            )
+            refuse_run(output)
         return output
     stem = file_stem(photos.resolve().name)
     numbers = sorted(
@@ -116,17 +119,42 @@ def choose_root(
     return runs / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
 
+def refuse_run(root: Path) -> NoReturn:
+    """Say that a folder holds a run already.
+
+    Raises:
+        OutputError: always.
+    """
+    raise OutputError(
+        "The output folder already holds a run.",
+        where=str(root),
+        fix="Go on with it by --resume, replace it by --overwrite, "
+        "or give another folder after --output.",
+    )
+
+
+def run_of(place: Path) -> Path | None:
+    """The run folder that a folder is, or that it belongs to as a checkpoint or as the folder of
+    them; None if it stands alone."""
+    for root, below in ((place, place / CHECKPOINTS), (place.parent, place)):
+        if below.name == CHECKPOINTS and below.is_dir():
+            return root
+    return place.parent.parent if place.parent.name == CHECKPOINTS else None
+
+
 def require_free(folder: RunFolder) -> None:
     """Refuse a folder in which files would be replaced that no run has left there.
 
     Raises:
         OutputError: names them.
     """
-    written = (
+    written = [
         *(folder.lora, folder.best_lora, folder.contact_sheet),
         *(folder.report, folder.metrics, folder.scores),
-    )
-    if taken := [path for path in written if path.exists()]:
+        *sorted(folder.previews.glob("step-*.png")),
+        *sorted(folder.root.glob(f"{glob.escape(folder.name)}-[0-9]*.safetensors")),
+    ]
+    if taken := [path for path in written if path.exists()][:_SHOWN_FILES]:
         raise OutputError(
             "The output folder holds files that the run would replace.",
             where="\n".join(str(path) for path in taken),
@@ -136,17 +164,31 @@ def require_free(folder: RunFolder) -> None:
 
 def holds_run(folder: Path) -> bool:
     """Whether a run has been started in this folder."""
-    return (folder / SETTINGS_FILE).exists()
+    checkpoints = folder / CHECKPOINTS
+    return (folder / SETTINGS_FILE).exists() or (
+        checkpoints.is_dir() and any(checkpoints.glob("step-*"))
+    )
 
 
-def open_root(root: Path) -> None:
+def open_root(root: Path, *, numbered: bool = False) -> Path:
     """Create the folder and make sure that it can be written.
+
+    Args:
+        numbered: its name ends in a number, and is to be new: where another run has taken it in
+            the meantime, the next number is.
+
+    Returns:
+        The folder.
 
     Raises:
         OutputError: it cannot.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        while numbered and not _made(root):
+            stem, _, number = root.name.rpartition("-")
+            root = root.with_name(f"{stem}-{int(number) + 1}")
+        root.mkdir(exist_ok=True)
         probe = root / f".write-test-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
@@ -156,6 +198,34 @@ def open_root(root: Path) -> None:
             where=str(root),
             fix="Give a folder you may write to after --output.",
         ) from error
+    return root
+
+
+def _made(folder: Path) -> bool:
+    """Whether a folder was made; not if it was there."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def sweep(folder: RunFolder) -> None:
+    """Remove what a dead run has left half written; the caller holds the folder's lock."""
+    left: list[Path] = [folder.unfinished_lora]
+    for place, patterns in (
+        (folder.root, (".*.tmp-*", ".likeness-*.tmp", ".write-test-*")),
+        (folder.previews, (".*.tmp-*",)),
+        (folder.checkpoints, (".tmp-*", ".del-*")),
+    ):
+        left += [path for pattern in patterns for path in place.glob(pattern)]
+    for path in left:
+        # What another program has open is no reason not to go on.
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def clear_run(folder: RunFolder) -> None:
@@ -181,22 +251,49 @@ def clear_run(folder: RunFolder) -> None:
 def _name_of_run(folder: RunFolder) -> str:
     """What the run that lies in a folder is called."""
     try:
-        settings = tomllib.loads(folder.settings.read_text(encoding="utf-8"))
+        settings = tomllib.loads(read_text(folder.settings))
         return str(settings["run"]["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return folder.name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, so that it is never half written."""
+    """Replace a text file in one step, so that it is never half written.
+
+    Raises:
+        OutputError: it cannot be written; what was there is as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+        flush(temporary)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"A file of the run cannot be written: {error.strerror or error}",
             where=str(path),
             fix="Free some space or make the folder writable, then go on with --resume.",
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's content on the disk, not only on its way there."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network folders
+            raise
+    finally:
+        os.close(handle)

@@ -3,24 +3,23 @@
     checkpoints/step-000100/
         adapter.safetensors     the trained weights, fp32
         optimizer.safetensors   the optimizer's tensors
+        snapshot.safetensors    in some: an earlier state, which the guards would go back to
         state.json              step, settings, numbers, the SHA-256 of the other files and its own
 
 A checkpoint is written under another name, flushed to disk and then renamed; older ones go only
-after that. Nothing is pickled. Data order, noise and learning rate are functions of the step, so
-they need no state.
+after that. What a checkpoint is stands in it: neither its name nor its date counts. Nothing is
+pickled. Data order, noise and learning rate are functions of the step, so they need no state.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -28,20 +27,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import FileFormatError, OutputError
-from trainer.training.learner import Learner
-
-FORMAT = 1
-FOLDER = re.compile(r"step-(\d{6,})")
-# What a damaged checkpoint raises: its files, its JSON (RecursionError too) and its tensors.
-READ_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    SafetensorError,
+from trainer.training.checkpoint_files import (
+    FORMAT,
+    READ_ERRORS,
+    SNAPSHOT,
+    STATE,
+    WEIGHTS,
+    checkpoint_folders,
+    file_sha256,
+    prune,
+    put_in_place,
+    read_state,
+    remove,
+    require_as_written,
+    seal_of,
+    tensor_files,
 )
+from trainer.training.learner import Learner
+from trainer.training.run_folder import CHECKPOINTS, flush, flush_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,18 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
     scaler: Mapping[str, Any]
+    guard: Mapping[str, Any]
+    snapshot: Mapping[str, Tensor]
 
 
 def save_checkpoint(
-    folder: Path, learner: Learner, step: int, facts: Mapping[str, Any], keep: int
+    folder: Path,
+    learner: Learner,
+    step: int,
+    facts: Mapping[str, Any],
+    keep: int,
+    guard: Mapping[str, Any] = MappingProxyType({}),
+    snapshot: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint and remove all but the newest `keep`.
 
@@ -65,6 +76,7 @@ def save_checkpoint(
         folder: the run's `checkpoints` folder.
         step: finished optimizer steps.
         facts: plain values to be compared when the run goes on.
+        guard: what the guards remember, plain values. snapshot: their tensors, if there are any.
 
     Raises:
         OutputError: it cannot be written; older checkpoints are untouched.
@@ -79,54 +91,129 @@ def save_checkpoint(
     final = folder / f"step-{step:06d}"
     temporary = folder / f".tmp-{step:06d}-{os.getpid()}"
     try:
-        _remove(temporary)
-        temporary.mkdir(parents=True)
-        save_file(adapter, temporary / "adapter.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
+        remove(temporary)
+        folder.mkdir(exist_ok=True)  # not its parents: a drive that is gone leaves an empty place
+        temporary.mkdir()
+        save_file(adapter, temporary / WEIGHTS[0])
+        save_file(tensors, temporary / WEIGHTS[1])
+        if snapshot:
+            save_file(dict(snapshot), temporary / SNAPSHOT)
+        names = sorted(path.name for path in temporary.iterdir())
         state = {
             "format": FORMAT,
             "step": step,
             "facts": facts,
             "numbers": numbers,
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+            "guard": dict(guard),
+            "sha256": {name: file_sha256(temporary / name) for name in names},
         }
-        state["seal"] = _seal(state)
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for path in temporary.iterdir():
-            _flush(path)
-        _remove(final)
-        temporary.rename(final)
+        state["seal"] = seal_of(state)
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for name in (*names, STATE):
+            flush(temporary / name)
+        flush_folder(temporary)
+        put_in_place(temporary, final)
+        flush_folder(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(
             f"The checkpoint of step {step} cannot be written: {error}",
             where=str(final),
             fix="Free some space or make the folder writable, then go on with --resume.",
         ) from error
-    for old in _folders(folder)[keep:]:
-        # One that cannot be removed (another program has it open) is no reason to stop.
-        with contextlib.suppress(OSError):
-            _remove(old)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+    prune(folder, final, step, keep)
     return final
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence about each damaged one before it."""
+def newest_checkpoint(
+    folder: Path, most_bytes: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint of the highest step that is whole, and a sentence about each damaged one.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        most_bytes: see `read_checkpoint`.
+    """
     notices: list[str] = []
-    for path in _folders(folder):
+    steps: list[tuple[int, Path]] = []
+    for path in checkpoint_folders(folder):
         try:
-            return _read(path), notices
+            steps.append((int(read_state(path)["step"]), path))
         except FileFormatError as error:
-            notices.append(f"{path.name} is damaged and was passed over: {error.what}")
+            notices.append(_passed_over(path, error))
+    for _, path in sorted(steps, key=lambda found: found[0], reverse=True):
+        try:
+            return read_checkpoint(path, most_bytes), notices
+        except FileFormatError as error:
+            notices.append(_passed_over(path, error))
     return None, notices
+
+
+def checkpoint_at(
+    place: Path, most_bytes: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that a folder is, or the newest in it if it holds a run or its checkpoints.
+
+    Raises:
+        FileFormatError: it is a checkpoint itself, and damaged.
+    """
+    if (place / STATE).is_file():
+        return read_checkpoint(place, most_bytes), []
+    below = place / CHECKPOINTS
+    return newest_checkpoint(below if below.is_dir() else place, most_bytes)
+
+
+def read_checkpoint(folder: Path, most_bytes: int | None = None) -> Checkpoint:
+    """The checkpoint in a folder, whatever it is called.
+
+    Args:
+        most_bytes: a file of tensors that is larger is refused before it is read
+            (`largest_bytes`).
+
+    Raises:
+        FileFormatError: it is damaged, or none at all.
+    """
+    state = read_state(folder)
+    try:
+        for name in ("facts", "numbers", "scaler", "guard"):
+            if not isinstance(state.get(name, {}), dict):
+                raise FileFormatError(f"{name} is no table")
+        for name in tensor_files(state):
+            require_as_written(folder / name, state["sha256"][name], most_bytes)
+        return Checkpoint(
+            step=int(state["step"]),
+            facts=state["facts"],
+            adapter=load_file(folder / WEIGHTS[0]),
+            optimizer=load_file(folder / WEIGHTS[1]),
+            numbers=state["numbers"],
+            scaler=state["scaler"],
+            guard=state.get("guard", {}),
+            snapshot=load_file(folder / SNAPSHOT) if SNAPSHOT in state["sha256"] else {},
+        )
+    except READ_ERRORS as error:
+        raise FileFormatError(f"{type(error).__name__}: {error}", where=str(folder)) from error
+
+
+def checkpoint_bytes(learner: Learner) -> int:
+    """About the size of a checkpoint, in bytes."""
+    tensors, _ = _optimizer_state(learner)
+    weights = 4 * sum(parameter.numel() for parameter in learner.parameters)
+    return weights + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def largest_bytes(learner: Learner) -> int:
+    """More than any file of a learner's checkpoints holds, whatever its optimizer remembers."""
+    return 64 * sum(parameter.numel() for parameter in learner.parameters) + 2**24
 
 
 def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights and optimizer state into a learner.
 
     Raises:
-        FileFormatError: it belongs to other layers or another rank.
+        FileFormatError: it belongs to other layers, another rank or another optimizer.
     """
     for component, attached in learner.adapters.items():
         prefix = f"{component}/"
@@ -137,17 +224,29 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
                 if name.startswith(prefix)
             }
         )
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in checkpoint.optimizer.items():
-        number, _, field = name.partition("/")
-        state.setdefault(int(number), {})[field] = tensor
-    for name, value in checkpoint.numbers.items():
-        number, _, field = name.partition("/")
-        state.setdefault(int(number), {})[field] = value
+    state = _optimizer_fields(learner, checkpoint)
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if learner.accelerator.scaler is not None and checkpoint.scaler:
         learner.accelerator.scaler.load_state_dict(dict(checkpoint.scaler))
+
+
+def _optimizer_fields(learner: Learner, checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
+    """{number of the parameter: {field: value}}, as PyTorch's optimizers take it."""
+    sizes = [parameter.numel() for parameter in learner.parameters]
+    state: dict[int, dict[str, Any]] = {}
+    try:
+        for name, value in (*checkpoint.optimizer.items(), *checkpoint.numbers.items()):
+            number, _, field = name.partition("/")
+            if isinstance(value, Tensor) and value.numel() > 2 * sizes[int(number)]:
+                raise ValueError(f"{name} is larger than its parameter")
+            state.setdefault(int(number), {})[field] = value
+    except (ValueError, IndexError) as error:
+        raise FileFormatError(
+            f"The optimizer's state does not fit this training: {error}",
+            fix="Use the settings that the run was started with.",
+        ) from error
+    return state
 
 
 def _optimizer_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -162,55 +261,5 @@ def _optimizer_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, numbers
 
 
-def _read(folder: Path) -> Checkpoint:
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise FileFormatError(f"it has format {state['format']}, this version reads {FORMAT}")
-        if state.pop("seal") != _seal(state):
-            raise FileFormatError("state.json is not what was written")
-        for name in ("adapter.safetensors", "optimizer.safetensors"):
-            if _sha256(folder / name) != state["sha256"][name]:
-                raise FileFormatError(f"{name} is not what was written")
-        return Checkpoint(
-            step=int(state["step"]),
-            facts=state["facts"],
-            adapter=load_file(folder / "adapter.safetensors"),
-            optimizer=load_file(folder / "optimizer.safetensors"),
-            numbers=state["numbers"],
-            scaler=state["scaler"],
-        )
-    except READ_ERRORS as error:
-        raise FileFormatError(f"{type(error).__name__}: {error}", where=str(folder)) from error
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Finished checkpoints, the highest step first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if FOLDER.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder so that it is never seen half there."""
-    if folder.exists():
-        doomed = folder.with_name(f".del-{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _seal(state: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else in state.json."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def _passed_over(path: Path, error: FileFormatError) -> str:
+    return f"{path.name} is damaged and was passed over: {error.what}"
