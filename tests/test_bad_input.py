@@ -267,9 +267,9 @@ def test_training_that_goes_astray_says_what_to_do(train: Train, own: Path, tmp_
     sound = Learner.loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Learner, "loss", lambda self, n: sound(self, n) * (float("nan") if n == 3 else 1)
+            Learner, "loss", lambda self, n: sound(self, n) * (float("nan") if n >= 3 else 1)
         )
-        outcome = train(folder=own)
-    refused(outcome, 1, "step 4", "optimizer.learning_rate", "--resume")
+        outcome = train("run.total_steps=12", "run.tolerated_bad_steps=1", folder=own)
+    refused(outcome, 1, "optimizer.learning_rate", "What was saved before")
     # What was saved before is whole, and the run goes on from there.
-    assert "Going on from step 2." in train("--resume", folder=own).done().out
+    assert "Going on from step" in train("--resume", folder=own).done().out

@@ -143,7 +143,9 @@ def write_report(
     job = session.job
     scored = gallery is not None and gallery.scorer is not None
     config = job.config
+    notes = [f"This file is {job.note}."] if job.note else []
     rows = read_metrics(job.folder.metrics)
+    curve = [CurvePoint(r["step"], r["loss"], r["rate"]) for r in rows if r["loss"] is not None]
     seconds = sum(row["seconds"] for row in rows)
     saved = config.run.save_every_steps
     page = render_report(
@@ -159,9 +161,9 @@ def write_report(
             scores=_score_rows(job, gallery),
             best=_best_step(job, gallery) if scored else None,
             scores_note="" if scored else f"The score was {learned(job, gallery)}.",
-            notes=(f"This file is {job.note}.",) if job.note else (),
+            notes=(*notes, *session.guard.words(), *(gallery.words if gallery else ())),
             good=_is_good(gallery),
-            curve=tuple(CurvePoint(row["step"], row["loss"], row["rate"]) for row in rows),
+            curve=tuple(curve),
             saved_steps=tuple(range(saved, config.run.total_steps + 1, saved)),
             photos=_photo_rows(job),
             more_photos=max(0, len(job.photos) - REPORT_PHOTOS),
