@@ -32,12 +32,12 @@ def prompts_path(name: str) -> Path:
     given = Path(name).expanduser()
     if given.is_file():
         return given
-    shipped = shipped_folder("prompts") / f"{name}.txt"
-    if shipped.is_file():
-        return shipped
-    names = sorted(path.stem for path in shipped_folder("prompts").glob("*.txt"))
+    shipped = {path.stem: path for path in sorted(shipped_folder("prompts").glob("*.txt"))}
+    if name in shipped:  # not put together from the name, which could lead anywhere
+        return shipped[name]
     raise ConfigError(
         "There is no such prompts file.",
         where=f"preview.prompts = {name!r}",
-        fix=f"Give the path of a text file with one prompt per line, or one of: {', '.join(names)}",
+        fix="Give the path of a text file with one prompt per line, or one of: "
+        f"{', '.join(shipped)}",
     )

@@ -15,49 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainer.config.known_names import KNOWN_ELSEWHERE, PATTERN_WORDS
 from trainer.config.settings import TrainConfig, section_models
 from trainer.errors import ConfigError
+from trainer.untrusted import read_text, shortened
 
-# What people who come from other trainers type, and our name for it.
-KNOWN_ELSEWHERE = {
-    "network_dim": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "network_alpha": "adapter.alpha",
-    "lora_alpha": "adapter.alpha",
-    "lr": "optimizer.learning_rate",
-    "unet_lr": "optimizer.learning_rate",
-    "text_encoder_lr": "optimizer.text_encoder_learning_rate",
-    "lr_scheduler": "optimizer.schedule",
-    "lr_warmup_steps": "optimizer.warmup_steps",
-    "optimizer_type": "optimizer.name",
-    "gradient_accumulation_steps": "optimizer.accumulate_steps",
-    "train_batch_size": "data.batch_size",
-    "max_train_steps": "run.total_steps",
-    "steps": "run.total_steps",
-    "save_every_n_steps": "run.save_every_steps",
-    "checkpointing_steps": "run.save_every_steps",
-    "sample_every_n_steps": "preview.every_steps",
-    "sample_prompts": "preview.prompts",
-    "validation_prompt": "preview.prompts",
-    "pretrained_model_name_or_path": "model.base",
-    "mixed_precision": "model.precision",
-    "gradient_checkpointing": "model.checkpointing",
-    "instance_prompt": "caption.trigger",
-    "class_prompt": "caption.class_noun",
-    "prior_loss_weight": "objective.prior_weight",
-    "num_class_images": "objective.prior_pictures",
-    "snr_gamma": "objective.min_snr_gamma",
-    "flip_aug": "data.flip",
-    "color_aug": "data.flip",
-    "clip_grad_norm": "optimizer.max_grad_norm",
-}
-
-# What the patterns of text settings ask for, in words.
-PATTERN_WORDS = {
-    "caption.trigger": "should be one word without spaces, commas, colons or brackets",
-    "data.background": "should be a colour like '#ffffff'",
-    "run.name": "should be a file name of letters, digits, '.', '_' and '-'",
-}
+# Of a line or value that is wrong, as much is shown.
+_SHOWN_CHARACTERS = 200
+_SHOWN_PROBLEMS = 30
 
 # What pydantic puts into a place where a value may be of several types.
 TYPE_MARKS = ("constrained-int", "list[")
@@ -86,25 +51,37 @@ def read_toml(path: Path, origin: str) -> Layer:
         ConfigError: it does not exist or is not TOML (the line is shown).
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(
             "There is no such settings file.", where=str(path), fix="Check the path after --config."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"The settings file cannot be read: {error}",
             where=str(path),
             fix="It has to be a text file in UTF-8.",
         ) from error
     try:
-        return Layer(origin, _anchored(tomllib.loads(text), path.parent))
-    except tomllib.TOMLDecodeError as error:
+        return Layer(origin, _anchored(parse_toml(text), path.parent))
+    except ValueError as error:
         raise ConfigError(
             f"The settings file is not valid TOML: {error}",
             where=f"{path}\n{_marked_line(text, str(error))}".rstrip(),
             fix="A line looks like: rank = 16   (texts in quotes, true and false in small letters)",
         ) from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML, nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -129,8 +106,8 @@ def parse_override(text: str) -> tuple[str, Any]:
             fix="Write it like this: --set run.total_steps=800",
         )
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return name, parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return name, value
 
 
@@ -163,7 +140,10 @@ def build_config(layers: Sequence[Layer]) -> Resolved:
     for layer in layers:
         for dotted, value in _flatten(layer):
             if dotted not in origins:
-                problems.append(f"{dotted} ({layer.origin}): {_unknown(dotted, origins)}")
+                # Looking for what was meant takes a while, so not for a thousand names.
+                reason = _unknown(dotted, origins) if len(problems) < _SHOWN_PROBLEMS else ""
+                name = shortened(dotted, _SHOWN_CHARACTERS)
+                problems.append(f"{name} ({layer.origin}): {reason}")
                 continue
             section, _, name = dotted.partition(".")
             merged[section][name] = value
@@ -175,10 +155,12 @@ def build_config(layers: Sequence[Layer]) -> Resolved:
         for problem in filter(_of_the_type_meant, error.errors()):
             problems += _explain(problem, origins).splitlines()
     if problems or config is None:
+        beyond = len(problems) - _SHOWN_PROBLEMS
+        more = [f"and {beyond} more"] if beyond > 0 else []
         count = f"{len(problems)} settings are" if len(problems) > 1 else "A setting is"
         raise ConfigError(
             f"{count} wrong.",
-            where="\n".join(problems),
+            where="\n".join([*problems[:_SHOWN_PROBLEMS], *more]),
             fix="All settings with their meaning and range: docs/settings.md",
         )
     return Resolved(config, origins)
@@ -298,9 +280,16 @@ def _explain(problem: Any, origins: Mapping[str, str]) -> str:
         message = PATTERN_WORDS["caption.trigger" if inside else dotted]
     message = message[:1].lower() + message[1:]
     message = message.removeprefix("value error, ").replace("input should", "should")
-    given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+    given = "" if isinstance(problem["input"], dict) else f", not {_repr(problem['input'])}"
     name = f"{dotted}.{inside}" if inside else dotted
     return f"{name} ({origins.get(dotted, '')}): {message}{given}"
+
+
+def _repr(value: object) -> str:
+    try:
+        return shortened(repr(value), _SHOWN_CHARACTERS)
+    except (RecursionError, ValueError):  # nested deeply; a number of thousands of digits
+        return f"such a {type(value).__name__}"
 
 
 def _marked_line(text: str, message: str) -> str:
@@ -313,4 +302,6 @@ def _marked_line(text: str, message: str) -> str:
     lines = text.splitlines()
     if not 1 <= line <= len(lines):
         return ""
+    if len(lines[line - 1]) > _SHOWN_CHARACTERS:
+        return f"{line}: {shortened(lines[line - 1], _SHOWN_CHARACTERS)}"
     return f"{line}: {lines[line - 1]}\n{' ' * (len(str(line)) + 1 + column)}^"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from trainer.config.fields import Section, setting
 from trainer.config.photo_settings import CaptionSettings, DataSettings
+from trainer.config.run_settings import RunSettings
 
 
 class ModelSettings(Section):
@@ -51,8 +52,32 @@ class ModelSettings(Section):
         "compute the UNet's activations twice instead of keeping them: less memory, slower, the "
         "same result",
     )
-    attention: Literal["auto", "xformers", "sdpa", "eager"] = setting(
-        "auto", "attention implementation; auto is sdpa (PyTorch's own)"
+    weights: Literal["same", "int8", "fp8"] = setting(
+        "same",
+        "number format in which the frozen weights of UNet and text encoders are kept: same = that "
+        "of model.precision; int8 or fp8 = one byte each, for small GPUs: less exact (int8 the "
+        "more exact of the two) and slower",
+    )
+    attention: Literal[
+        "auto",
+        "xformers",
+        "sdpa",
+        "sdpa-flash",
+        "sdpa-cudnn",
+        "sdpa-efficient",
+        "sdpa-math",
+        "eager",
+    ] = setting(
+        "auto",
+        "what computes the UNet's attention: xformers, PyTorch's own (sdpa, which chooses among "
+        "its kernels, or one of these) or plain steps (eager); auto = the fastest of those that "
+        "work, measured at the start, on an NVIDIA GPU, else sdpa",
+    )
+    fast: Literal["on", "lean", "off"] = setting(
+        "on",
+        "how the frozen layers are computed: on = their weights are brought once into the order "
+        "that the processor wants; lean = they are not, which takes less memory; off = as PyTorch "
+        "does by itself; the same result but for rounding",
     )
 
 
@@ -109,6 +134,9 @@ class AdapterSettings(Section):
     )
     save_precision: Literal["fp16", "bf16", "fp32"] = setting(
         "fp16", "number format of the LoRA file"
+    )
+    init: str = setting(
+        "", "LoRA file of any trainer that the training starts from; rank and targets are its own"
     )
 
 
@@ -183,45 +211,6 @@ class ObjectiveSettings(Section):
     )
     prior_prompts: str = setting(
         "prior", "prompts file they are drawn from: a path, or a name in prompts/", min_length=1
-    )
-
-
-class RunSettings(Section):
-    """What is learned, how long, and with which random numbers."""
-
-    kind: Literal["face", "style"] = setting(
-        "face", "what is learned; chooses the preset and the score"
-    )
-    name: str | None = setting(
-        None,
-        "name of the LoRA file without ending; default: the photo folder's name",
-        min_length=1,
-        max_length=100,
-        pattern=r"^[\w][\w.-]*$",
-    )
-    total_steps: int = setting(
-        1500, "length of the whole training", "optimizer steps", ge=1, le=1_000_000
-    )
-    stop_at_step: int = setting(
-        0,
-        "end early here with a checkpoint; the schedule stays that of total_steps; 0 = off",
-        "optimizer steps",
-        ge=0,
-        le=1_000_000,
-    )
-    save_every_steps: int = setting(
-        250, "write a LoRA file and a checkpoint this often", "optimizer steps", ge=1
-    )
-    keep_checkpoints: int = setting(
-        2, "how many of the newest checkpoints are kept", "checkpoints", ge=1, le=1000
-    )
-    seed: int = setting(0, "start of all random numbers", ge=0, le=2**31 - 1)
-    threads: int = setting(
-        0, "processor threads; 0 = let PyTorch decide; 1 is fastest on a busy machine", ge=0, le=256
-    )
-    tensorboard: bool = setting(False, "write TensorBoard events as well")
-    sidecars: bool = setting(
-        False, "write NAME.json and NAME.preview.png beside the LoRA file, which A1111 shows"
     )
 
 

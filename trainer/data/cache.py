@@ -26,11 +26,17 @@ from torch import Tensor
 from trainer import __version__
 from trainer.data.cache_folder import CHECKSUM, delete, entry_path, left_overs
 from trainer.data.cache_folder import cache_root as cache_root
+from trainer.untrusted import read_bounded
 
 # The date of an entry says when it was last used; it is not renewed more often than this.
 _TOUCH_SECONDS = 24 * 60 * 60
+# More than any entry: latents and embeddings are a few megabytes.
+_MOST_BYTES = 500_000_000
 # As much of a photo's name or of a text as an entry names as what it was made of.
 _SOURCE_LETTERS = 200
+
+# What comes of a file that is not there, or is not as it was written.
+_NOT_OURS = (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError)
 
 # Names and shapes of the tensors of an entry; -1 is any length.
 Shapes = Mapping[str, Sequence[int]]
@@ -227,11 +233,11 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, _MOST_BYTES)
         tensors = safetensors.torch.load(data)
         header_end = 8 + int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8:header_end]).get("__metadata__") or {}
-    except (OSError, SafetensorError, ValueError, KeyError):  # ends in making it again
+    except _NOT_OURS:  # ends in making it again
         return None
     return tensors if metadata.get(CHECKSUM) == _checksum(tensors) else None
 

@@ -6,7 +6,6 @@ themselves as ours, by their name and in their header, are ever deleted.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.untrusted import parse_json, read_json
 
 # The part of an entry's header that proves it to be ours and whole.
 CHECKSUM = "sha256"
@@ -167,7 +168,7 @@ def _entry(path: Path) -> Entry | None:
     try:
         stat = path.stat()
         words = _words(path)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     if words is None:
         return None
@@ -194,7 +195,7 @@ def _words(path: Path) -> tuple[str, str, str, str] | None:
 
 def _has(path: Path, name: str) -> bool:
     """Whether a file is a JSON object with a value of that name."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path)
     return isinstance(kept, dict) and name in kept
 
 
@@ -204,7 +205,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if length > _LONGEST_HEADER:
             raise ValueError("the header is too long to be ours")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
         raise ValueError("the header has no metadata")

@@ -30,6 +30,10 @@ _INNERMOST = re.compile(r"\{([^{}]*)\}")
 # hold none, see `one_line`.
 _LITERAL = {"{": "\x01", "|": "\x02", "}": "\x03"}
 
+# Wildcards within wildcards; what is nested more deeply stays as it is. Each level takes the whole
+# text once more, and a file by mistake may hold a million brackets.
+_DEEPEST = 20
+
 # A number in [0, 1) for a purpose and a place.
 Draw = Callable[[str, int], float]
 
@@ -130,7 +134,9 @@ def _choose(text: str, draw: Callable[[int], float]) -> str:
         return choices[int(draw(next(numbers)) * len(choices))]
 
     resolved = re.sub(r"\\([{|}])", lambda match: _LITERAL[match[1]], text)
-    while _INNERMOST.search(resolved):
+    for _ in range(_DEEPEST):
+        if not _INNERMOST.search(resolved):
+            break
         resolved = _INNERMOST.sub(choice, resolved)
     for sign, literal in _LITERAL.items():
         resolved = resolved.replace(literal, sign)

@@ -124,8 +124,14 @@ def read_lines(path: Path) -> tuple[str, ...]:
     captions in no UTF encoding mostly come from).
 
     Raises:
-        DataError: the file cannot be read, or is far too large.
+        DataError: the file cannot be read, is far too large, or lies outside of its folder.
     """
+    if leads_out(path):
+        raise DataError(
+            f"The caption {shown(path.name)} is a link to a file outside of its folder.",
+            where=shown(path),
+            fix="Put a copy of that file in its place, or remove the link.",
+        )
     try:
         with path.open("rb") as file:
             raw = file.read(MAXIMUM_SIDECAR_BYTES + 1)
@@ -143,6 +149,24 @@ def read_lines(path: Path) -> tuple[str, ...]:
         )
     lines = (one_line(line) for line in _decode(raw).splitlines())
     return tuple(line for line in lines if line)
+
+
+def leads_out(sidecar: Path) -> bool:
+    """Whether a sidecar is a link out of its folder: a folder of photos from somebody else could
+    otherwise have any text of this machine become a caption, or be overwritten with one.
+
+    Where the photo is a link itself, its caption may lie where it leads.
+    """
+    if not sidecar.is_symlink():
+        return False
+    try:
+        target = sidecar.resolve()
+        if target.is_relative_to(sidecar.parent.resolve()):
+            return False
+        others = (path for path in sidecar.parent.iterdir() if stem_key(path) == stem_key(sidecar))
+        return all(path.resolve().parent != target.parent for path in others if path != sidecar)
+    except (OSError, RuntimeError):  # links in a circle
+        return True
 
 
 def orphan_sidecars(
@@ -169,14 +193,17 @@ def orphan_sidecars(
 def write_sidecar(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write a caption to a file, as UTF-8: all of it or nothing, even if the power goes.
 
-    A link is followed, and a file that is overwritten keeps its permissions.
+    A link is followed within its folder, and a file that is overwritten keeps its permissions.
 
     Raises:
         FileExistsError: there is a file of this name, and it is not to be overwritten.
-        OSError: it cannot be written, or is write-protected. Nothing has changed then.
+        OSError: it cannot be written, is write-protected, or is a link that leads out of its
+            folder. Nothing has changed then.
     """
     if not overwrite and (path.exists() or path.is_symlink()):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if leads_out(path):
+        raise PermissionError(errno.EPERM, "it is a link that leads out of its folder", str(path))
     target = path.resolve()
     # Short, since the caption's own name may be as long as names can be; hidden from every scan.
     temporary = target.with_name(f".likeness-{secrets.token_hex(8)}.tmp")

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from unicodedata import category
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from trainer.errors import DataError
+from trainer.untrusted import on_one_line
 
 # Only these decoders are let near a user's file: Pillow's full list holds some that start other
 # programs (EPS) and many that no camera writes.
@@ -75,11 +75,7 @@ class PictureError(DataError):
 
 def shown(path: Path | str) -> str:
     """A file name fit for a message: on one line, and encodable whatever bytes it is made of."""
-    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(
-        c.encode("unicode_escape").decode() if category(c) in ("Cc", "Zl", "Zp") else c
-        for c in text
-    )
+    return on_one_line(str(path))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from trainer.data.quality import (
 )
 from trainer.doctor.findings import PhotoFacts
 from trainer.types import Box, Face, Size
+from trainer.untrusted import read_json
 
 # Raise it when the same photo would be measured differently: what was kept is then measured anew.
 VERSION = 2
@@ -39,7 +40,6 @@ _NOT_OURS = (
     TypeError,
     AttributeError,
     OverflowError,
-    RecursionError,
 )
 _NUMBERS = ("sharpness", "reblur", "dark", "bright", "mean")
 _HASHES = ("hash", "mirrored_hash")
@@ -156,7 +156,7 @@ def _face_as_json(face: Face) -> dict[str, Any]:
 
 def _read(path: Path) -> PhotoFacts | None:
     try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        return _from_json(read_json(path))
     except _NOT_OURS:  # not there or damaged: it is measured again
         return None
 

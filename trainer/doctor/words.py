@@ -15,7 +15,6 @@ from rich.text import Text
 
 from trainer.data.decode import shown
 from trainer.doctor.findings import LEVELS, BucketRow, Diagnosis, Finding, Level, PhotoVerdict
-from trainer.report.doctor_page import harmless
 
 LEVEL_STYLES: dict[Level, str] = {
     "ok": "green",
@@ -37,7 +36,7 @@ BRIEF_WHOLE = 4
 
 def plain(text: Path | str) -> str:
     """A name or message from the user's files on one line, unable to steer a terminal."""
-    return harmless(shown(text))
+    return shown(text)
 
 
 def name_of(diagnosis: Diagnosis, verdict: PhotoVerdict) -> str:

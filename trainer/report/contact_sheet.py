@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trainer.types import Size
+from trainer.untrusted import printable, shortened
 
 CELL_PX = 224  # the width aimed at for a cell; a whole multiple of a small sample comes near it
 MIN_CELL_PX = 96
@@ -24,6 +25,7 @@ STRIP_GAP_PX = 10
 THUMBNAIL_PX = (62, 104)  # smallest and largest side of a photo in the strip
 MAX_STRIP_LINES = 2
 CORNER_PX = 10
+TEXT_CHARACTERS = 300  # of a prompt or title, so that a book of a prompt makes no mile of a sheet
 
 PAPER = (250, 249, 247)
 INK = (32, 33, 36)
@@ -136,8 +138,8 @@ def _plan(rows: Sequence[SheetRow], columns: Sequence[str]) -> _Layout:
 
 def _head(layout: _Layout, title: str, subtitle: str) -> Image.Image:
     title_font, subtitle_font = _font(34), _font(18)
-    title_lines = wrap(title, title_font, layout.room)
-    subtitle_lines = wrap(subtitle, subtitle_font, layout.room)
+    title_lines = wrap(_shown(title), title_font, layout.room)
+    subtitle_lines = wrap(_shown(subtitle), subtitle_font, layout.room)
     height = 42 * len(title_lines) + 26 * len(subtitle_lines) + 24
     block = Image.new("RGB", (layout.width, height), PAPER)
     pen = ImageDraw.Draw(block)
@@ -186,7 +188,7 @@ def _table(
     heading_font, prompt_font = _font(18), _font(18)
     headings = [wrap(heading, heading_font, layout.cell_width) for heading in columns]
     heading_height = 26 * max((len(lines) for lines in headings), default=1) + 12
-    prompts = [wrap(row.prompt, prompt_font, PROMPT_PX - GAP_PX) for row in rows]
+    prompts = [wrap(_shown(row.prompt), prompt_font, PROMPT_PX - GAP_PX) for row in rows]
     heights = [
         max(height, 25 * len(lines))
         for height, lines in zip(layout.row_heights, prompts, strict=True)
@@ -226,6 +228,11 @@ def _draw_cells(
         inset_left = left + (layout.cell_width - sample.width) // 2
         inset_top = top + (height - sample.height) // 2
         _paste_rounded(block, sample, (inset_left, inset_top))
+
+
+def _shown(text: str) -> str:
+    """As much of a text as there is room for."""
+    return shortened(printable(text), TEXT_CHARACTERS)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]:

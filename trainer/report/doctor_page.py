@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import jinja2
 from PIL import Image
 
 from trainer.types import Box, Size
+from trainer.untrusted import printable, shortened
 
 GENERATOR = "Likeness doctor"
 _HEAD_BYTES = 2048  # of a file, in which the generator's tag of such a page stands
@@ -25,13 +25,6 @@ TEXT_CHARACTERS = 600  # of any text on the page, so that its size is bounded
 
 # Bytes of a JPEG at most, for each pixel of its longer side: 160 px may weigh 12 kB.
 _BYTES_PER_PX = 75
-
-# Control characters, and those that turn the direction of writing (Unicode Bidi_Control): with
-# them "gpj.exe" is shown for "exe.jpg".
-_STEERING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-)
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +123,9 @@ def render_doctor(page: DoctorPage) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_finalized,
+        finalize=finalized,
     )
-    environment.filters["short"] = shortened
+    environment.filters["short"] = short
     environment.filters["sentence"] = _sentence
     environment.filters["times"] = times
     return environment.from_string(template.read_text(encoding="utf-8")).render(
@@ -162,19 +155,9 @@ def picture_uri(image: Image.Image, side_px: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 
-def harmless(text: str) -> str:
-    """Text in which characters that steer what is shown are written as escapes instead."""
-    text = _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def shortened(text: str) -> str:
+def short(text: str) -> str:
     """At most `TEXT_CHARACTERS` of a text; a caption file may hold a whole book."""
-    return (
-        text
-        if len(text) <= TEXT_CHARACTERS
-        else text[: TEXT_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    )
+    return shortened(text, TEXT_CHARACTERS)
 
 
 def times(size: Size) -> str:
@@ -188,9 +171,9 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _finalized(value: object) -> object:
-    """Every value that the template shows; `Markup` is a str too, but made here."""
-    return harmless(value) if type(value) is str else value
+def finalized(value: object) -> object:
+    """Every value that a template shows; `Markup` is a str too, but made here."""
+    return printable(value) if type(value) is str else value
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -13,6 +13,7 @@ import jinja2
 from PIL import Image, ImageOps
 
 from trainer.report.curves import line_chart
+from trainer.report.doctor_page import finalized, short
 from trainer.report.steps import BestStep
 
 THUMBNAIL_PX = 160
@@ -157,11 +158,16 @@ def file_name(path: str) -> str:
 
 
 def render_report(report: ReportData) -> str:
-    """The page as HTML text (write it as UTF-8); all text in it is escaped."""
+    """The page as HTML text (write it as UTF-8); all text in it is escaped and made harmless."""
     template = importlib.resources.files("trainer.report").joinpath("page.html.j2")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalized,
     )
+    environment.filters["short"] = short
     environment.filters["thumbnail"] = thumbnail_uri
     environment.filters["sheet"] = sheet_uri
     environment.filters["megabytes"] = megabytes
