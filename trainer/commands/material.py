@@ -62,24 +62,28 @@ class Material:
 
 
 def gather(
-    source: Path, resolved: Resolved, facts: BaseFacts, console: Console, *, strict: bool
+    source: Path,
+    resolved: Resolved,
+    facts: BaseFacts,
+    console: Console,
+    *,
+    strict: bool,
+    processes: int = 1,
 ) -> Material:
     """Read, caption, examine and place all photos.
 
     Args:
-        source: the main photo folder.
+        source: the main photo folder. facts: of the base.
         resolved: the settings, with resolution and bucket step filled in.
-        facts: of the base.
         console: where progress and the captioner's notice go.
         strict: as a training needs it: photos that cannot be used are an error, unless
-            `data.skip_bad` leaves them out.
+            `data.skip_bad` leaves them out. processes: that train together.
 
     Raises:
         DataError: there are no photos, or `strict` and some cannot be used.
         ConfigError: the sets, the captioner or the face detector cannot be had.
     """
-    config = resolved.config
-    data = config.data
+    config, data = resolved.config, resolved.config.data
     sets = photo_sets(source, resolved)
     describe = describer_of(config, facts, console)
     finder, faces_by = open_finder(
@@ -123,7 +127,7 @@ def gather(
             resolutions=resolutions_of(config, facts),
             batch_size=config.data.batch_size,
             total_steps=config.run.total_steps,
-            accumulate_steps=config.optimizer.accumulate_steps,
+            accumulate_steps=config.optimizer.accumulate_steps * processes,
             lost=(*examination.problems, *hidden),
             faces_by=faces_by,
             faces_certain=finder is not None and finder.certain,

@@ -7,6 +7,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.adapters.start import Start
 from trainer.config.settings import TrainConfig
 from trainer.data.caption_variants import CaptionStyle
 from trainer.families import BaseFacts
@@ -17,7 +18,10 @@ from trainer.types import Bucketed, Captioned, Variant
 FREE_ON_RESUME = {
     "run.stop_at_step",
     "run.save_every_steps",
+    "run.save_every_minutes",
     "run.keep_checkpoints",
+    "run.save_retry_minutes",
+    "run.fallback_folder",
     "run.threads",
     "run.tensorboard",
     "run.sidecars",
@@ -30,7 +34,15 @@ FREE_ON_RESUME = {
     "model.tokenizer",
     "model.download",
     "model.checkpointing",
+    "adapter.init",  # its content is compared instead
+    "adapter.save_precision",
     "preview",
+}
+
+
+# How a difference of a setting is put that is multiplied by the number of processes.
+PROCESSES_COUNT = {
+    "optimizer.accumulate_steps": "optimizer.accumulate_steps, times the number of processes"
 }
 
 
@@ -54,6 +66,8 @@ class Job:
     class_pictures: tuple[Bucketed, ...]
     styles: Mapping[str, CaptionStyle]
     command: str
+    resume_from: Path | None = None
+    start: Start | None = None
 
     @property
     def plain_pictures(self) -> tuple[Bucketed, ...]:
@@ -99,8 +113,14 @@ class Job:
         return ""
 
 
-def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) -> dict[str, Any]:
-    """What must be equal for a run to go on: settings, photos, base, and the class pictures."""
+def resume_facts(
+    job: Job, base_fingerprint: str, prior_texts: Sequence[str], processes: int = 1
+) -> dict[str, Any]:
+    """What must be equal for a run to go on: settings, photos, base, and the class pictures.
+
+    In two processes a step is what it is in one with twice as many batches, so a run may go on in
+    another number of `processes`.
+    """
     settings = {
         f"{section}.{name}": value
         for section, values in job.config.model_dump().items()
@@ -108,6 +128,7 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
         for name, value in values.items()
         if f"{section}.{name}" not in FREE_ON_RESUME
     }
+    settings["optimizer.accumulate_steps"] *= processes
     prior: list[str] = []
     if job.config.objective.prior_weight:
         # The class pictures are drawn in as many steps as the samples are.
@@ -124,6 +145,7 @@ def resume_facts(job: Job, base_fingerprint: str, prior_texts: Sequence[str]) ->
         "photos": sorted(photos),
         "base": base_fingerprint,
         "prior": prior,
+        "init": job.start.digest if job.start else "",
     }
 
 
@@ -147,7 +169,7 @@ def _picture_facts(picture: Bucketed, *, faces: bool) -> list[Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What has changed between a checkpoint's facts and the run's, one line each."""
     lines = [
-        f"{name}: was {before['settings'].get(name)!r}, now {value!r}"
+        f"{PROCESSES_COUNT.get(name, name)}: was {before['settings'].get(name)!r}, now {value!r}"
         for name, value in now["settings"].items()
         if before["settings"].get(name) != value
     ]
@@ -160,6 +182,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         )
     if before["prior"] != now["prior"] and len(before["prior"]) == len(now["prior"]):
         lines.append("objective.prior_prompts: the prompts in the file have changed")
+    if now["init"] and before.get("init", "") != now["init"]:
+        lines.append("adapter.init: another LoRA file than the one that it was started from")
     if before["base"] != now["base"]:
         lines.append("the base model: its files have changed")
     return lines

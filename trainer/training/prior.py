@@ -42,15 +42,16 @@ def draw_prior(
     options: PriorOptions,
     encoding: EncodeOptions,
     progress: Callable[[int, int], None],
+    share: slice = slice(None),
 ) -> list[CachedSample]:
     """Draw (or find in the cache) the class pictures as training samples.
 
     Picture n uses prompt n modulo their number and a seed of its own. `encoding` is for the
-    prompts.
+    prompts. `share`: which of the batches that are drawn at once, all by default.
     """
     samples: list[CachedSample] = []
     size = options.size
-    for start in range(0, options.pictures, BATCH):
+    for start in range(0, options.pictures, BATCH)[share]:
         numbers = range(start, min(start + BATCH, options.pictures))
         texts = [options.prompts[n % len(options.prompts)] for n in numbers]
         latents_NChw = _draw_batch(numbers, texts, backbone, cache, options)

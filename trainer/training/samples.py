@@ -14,10 +14,12 @@ from trainer.families import Backbone
 from trainer.training.device import Device
 from trainer.training.encode import EncodeOptions, encode_photos
 from trainer.training.fingerprints import text_fingerprint, vae_fingerprint
+from trainer.training.finite import only_finite, require_finite
 from trainer.training.job import Job
 from trainer.training.preview import PreviewDefaults, read_prompts, without_word
 from trainer.training.prior import PriorOptions, draw_prior
 from trainer.training.reports import stage_progress
+from trainer.training.team import ALONE, Team
 from trainer.types import CachedSample, Size
 
 # Class pictures drawn for the score alone, when prior preservation is off.
@@ -40,9 +42,18 @@ class Encoded:
 
 
 def encode_job(
-    job: Job, device: Device, backbone: Backbone, base: str, console: Console
+    job: Job,
+    device: Device,
+    backbone: Backbone,
+    base: str,
+    console: Console,
+    team: Team = ALONE,
 ) -> Encoded:
-    """Encode the photos, and draw or encode the class pictures, unless they are in the cache."""
+    """Encode the photos, and draw or encode the class pictures, unless they are in the cache.
+
+    Several processes share the work, and then take what the others did from the cache; without
+    one each does everything.
+    """
     config = job.config
     cache = TensorCache(cache_root() if config.data.cache else None)
     options = EncodeOptions(
@@ -56,10 +67,15 @@ def encode_job(
         cache_prompts=not (config.adapter.text_encoder or job.captions_vary),
         workers=config.data.workers or min(8, os.cpu_count() or 1),
     )
+    if team.size > 1 and config.data.cache:
+        own = [*job.pictures, *job.class_pictures][team.rank :: team.size]
+        words = f"pictures encoded by the first of {team.size} processes"
+        encode_photos(own, backbone, cache, options, stage_progress(console, words))
+        _draw_class(job, backbone, cache, options, base, console, team)
+        team.wait("the photos")
     photos = encode_photos(
         job.pictures, backbone, cache, options, stage_progress(console, "photos encoded")
     )
-    samples = dict(zip(job.pictures, photos, strict=True))
     prior = encode_photos(
         job.class_pictures,
         backbone,
@@ -68,11 +84,19 @@ def encode_job(
         stage_progress(console, "pictures of the class encoded"),
     )
     others = _draw_class(job, backbone, cache, options, base, console)
+    require_finite(others)
+
+    def say(words: str) -> None:
+        console.print(words, style="yellow", highlight=False, soft_wrap=True)
+
+    skip_bad = config.data.skip_bad
+    samples = only_finite(job.pictures, photos, skip_bad=skip_bad, say=say)
+    prior = list(only_finite(job.class_pictures, prior, skip_bad=skip_bad, say=say).values())
     if cache.notice:
         console.print(cache.notice, style="yellow", soft_wrap=True)
     return Encoded(
-        photos=tuple(photos),
-        plain=tuple(samples[picture] for picture in job.plain_pictures),
+        photos=tuple(samples.values()),
+        plain=tuple(samples[p] for p in job.plain_pictures if p in samples),
         prior=tuple(prior or others),
         others=tuple(others),
     )
@@ -85,8 +109,10 @@ def _draw_class(
     options: EncodeOptions,
     base: str,
     console: Console,
+    team: Team = ALONE,
 ) -> list[CachedSample]:
-    """Class pictures by the base: as many as are trained on, or a few for the scores alone."""
+    """Class pictures by the base: as many as are trained on, or a few for the scores alone; of
+    these the share of a team's process."""
     config = job.config
     trained_on = config.objective.prior_weight and not job.class_pictures
     wanted = config.objective.prior_pictures if trained_on else 0
@@ -109,6 +135,7 @@ def _draw_class(
         ),
         options,
         stage_progress(console, f"pictures of '{config.caption.class_noun}' drawn by the base"),
+        share=slice(team.rank, None, team.size),
     )
 
 
