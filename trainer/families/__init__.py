@@ -19,6 +19,18 @@ Component = Literal["unet", "text_encoder", "text_encoder_2"]
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionFacts:
+    """The UNet's attention over the most tokens, which takes the most time and memory.
+
+    latents_per_token: side of the square of latents that one token stands for.
+    """
+
+    heads: int = 8
+    head_width: int = 40
+    latents_per_token: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class BaseFacts:
     """What is known of a base from its configuration files, before any weight is read.
 
@@ -30,6 +42,7 @@ class BaseFacts:
     zero_terminal_snr: whether its noise schedule ends in pure noise (arXiv 2305.08891).
     vae: folder or file of a VAE to take in place of the base's own.
     tokenizer: folder of a tokenizer to take in place of the base's own.
+    attention: of its UNet.
     """
 
     family: str
@@ -46,6 +59,7 @@ class BaseFacts:
     zero_terminal_snr: bool = False
     vae: Path | None = None
     tokenizer: Path | None = None
+    attention: AttentionFacts = AttentionFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,8 @@ class LoadOptions:
     prompt_chunks: 75 tokens each, 1 to 3; text beyond is cut off.
     checkpointing: the UNet's activations are computed again in the backward pass instead of kept
         (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
+    weights: number format in which the frozen weights are kept: "same" as they compute in, or one
+        of `trainer.families.quantize.FORMATS`.
     """
 
     device: torch.device
@@ -83,6 +99,7 @@ class LoadOptions:
     clip_skip: int = 0
     prompt_chunks: int = 1
     checkpointing: bool = False
+    weights: str = "same"
 
 
 class Backbone(Protocol):
@@ -94,6 +111,11 @@ class Backbone(Protocol):
 
     facts: BaseFacts
     names: FamilyNames
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. Each part is there only from its first use on."""
+        ...
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -148,6 +170,13 @@ class Backbone(Protocol):
         """A diffusers pipeline over the very modules of this backbone, for drawing."""
         ...
 
+    def hold(self, *parts: str) -> None:
+        """Move parts onto the device, before something is attached to them or in good time.
+
+        parts: "vae", or as in `components`.
+        """
+        ...
+
     def release(self, *parts: str) -> None:
         """Move parts that are not needed for a while off the device; nothing on the processor.
 
@@ -156,8 +185,8 @@ class Backbone(Protocol):
         ...
 
     def complete(self, *parts: str) -> AbstractContextManager[None]:
-        """Inside the `with` block the parts (or all) are on the device; what was released before
-        is released again afterwards."""
+        """Inside the `with` block the parts (or all) are on the device; text encoders and VAE that
+        were not there before leave it again afterwards."""
         ...
 
 

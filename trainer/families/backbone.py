@@ -16,6 +16,7 @@ import torch
 
 from trainer.errors import DeviceError
 from trainer.families import BaseFacts, FamilyNames
+from trainer.families.attention import KERNELS, WithKernel
 from trainer.families.prompts import Prompting, counter, embed, token_ids
 from trainer.families.tokenizers import padding_id
 from trainer.types import Prompts
@@ -29,9 +30,12 @@ class StableDiffusionBackbone:
     """A loaded model of Stable Diffusion; see `trainer.families.Backbone` for shapes.
 
     text_encoders: by their names in diffusers' folders; one tokenizer serves them all.
+    device: where it computes. All parts come loaded in main memory, and each goes to the device
+        when it is first used: photos are encoded before the UNet takes its room there.
     """
 
     facts: BaseFacts
+    device: torch.device
     names: FamilyNames
     prompting: Prompting
     tokenizer: Any
@@ -40,7 +44,11 @@ class StableDiffusionBackbone:
     vae: Any
     scheduler: Any
     notices: tuple[str, ...] = ()
-    _released: set[str] = field(default_factory=set)
+    _released: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.device.type != "cpu":
+            self._released = {"vae", *self.components}
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -89,14 +97,15 @@ class StableDiffusionBackbone:
         prompts: Prompts,
         sizes_B6: Tensor | None = None,
     ) -> Tensor:
-        dtype = self.unet.dtype
+        unet = self._at_hand("unet")
+        dtype = unet.dtype
         added = None
         if prompts.pooled_BP is not None:
             if sizes_B6 is None:
                 sizes_B6 = self._own_sizes(noisy_BChw)
             # The sizes stay in float32: bfloat16 knows only each eighth whole number above 1024.
             added = {"text_embeds": prompts.pooled_BP.to(dtype), "time_ids": sizes_B6.float()}
-        prediction = self.unet(
+        prediction = unet(
             noisy_BChw.to(dtype),
             timesteps_B,
             encoder_hidden_states=prompts.embeddings_BTD.to(dtype),
@@ -134,8 +143,12 @@ class StableDiffusionBackbone:
     def pipeline(self) -> Any:
         return self._pipeline
 
+    def hold(self, *parts: str) -> None:
+        for name in parts:
+            self._at_hand(name)
+
     def release(self, *parts: str) -> None:
-        if self.unet.device.type == "cpu":
+        if self.device.type == "cpu":
             return
         for name in parts:
             self._part(name).to("cpu")
@@ -149,32 +162,38 @@ class StableDiffusionBackbone:
         try:
             yield
         finally:
-            self.release(*released)
+            # The UNet stays where it is needed all the time.
+            self.release(*(name for name in released if name != "unet"))
 
     def _part(self, name: str) -> Any:
-        return self.vae if name == "vae" else self.text_encoders[name]
+        return self.vae if name == "vae" else self.components[name]
 
     def _at_hand(self, name: str) -> Any:
-        """A part, on the device again if it was released."""
+        """A part, on the device if it was not there."""
         part = self._part(name)
         if name in self._released:
-            part.to(self.unet.device)
+            part.to(self.device)
             self._released.discard(name)
         return part
 
 
 def set_attention(unet: Any, attention: str) -> None:
-    """Choose the UNet's attention; xformers must have been probed before."""
-    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+    """Choose the UNet's attention; that it works here must have been tried before."""
+    from diffusers.models import attention_processor as processors
+    from diffusers.utils import is_xformers_available
 
     if attention == "xformers":
-        try:
-            unet.enable_xformers_memory_efficient_attention()
-        except (ValueError, RuntimeError, ImportError) as error:
+        if not is_xformers_available():
             raise DeviceError(
-                f"xformers cannot be used: {error}", where="model.attention"
-            ) from error
+                "xformers is not installed.",
+                where="model.attention",
+                fix='Install it with: pip install "likeness[xformers]"',
+            )
+        unet.set_attn_processor(processors.XFormersAttnProcessor())
     elif attention == "eager":
-        unet.set_attn_processor(AttnProcessor())
+        unet.set_attn_processor(processors.AttnProcessor())
+    elif attention == "sdpa":
+        unet.set_attn_processor(processors.AttnProcessor2_0())
     else:
-        unet.set_attn_processor(AttnProcessor2_0())
+        kernel = KERNELS[attention]
+        unet.set_attn_processor(WithKernel(processors.AttnProcessor2_0(), kernel))

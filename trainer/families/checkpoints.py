@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ _MAXIMUM_LISTING_BYTES = 64 * 2**20
 
 # Tables within tables that are searched for tensors; a pickled table may even hold itself.
 _MAXIMUM_DEPTH = 3
+_MAXIMUM_NAME = 1000
 
 # What the reader raises on files that are damaged or not what they seem.
 _READ_ERRORS = (
@@ -38,6 +40,10 @@ _READ_ERRORS = (
     TypeError,
     EOFError,
     OSError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
 )
 
 # PyTorch's names of number formats in safetensors' words.
@@ -101,25 +107,36 @@ def _read(path: Path, device: str) -> dict[str, Tensor]:
             # PyTorch says that it may not know every pickle protocol; if so, it refuses below.
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location=device, weights_only=True, mmap=zipped)
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        found: dict[str, Tensor] = {}
+        _collect(content, "", found, set())
     except _READ_ERRORS as error:
         raise _refused(path, error) from error
-    found: dict[str, Tensor] = {}
-    _collect(content, "", found)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        found = {}
-        _collect(content["state_dict"], "", found)
     return found
 
 
-def _collect(value: Any, name: str, found: dict[str, Tensor], depth: int = 0) -> None:
-    """All tensors of nested tables, their keys joined by dots."""
+def _collect(
+    value: Any, name: str, found: dict[str, Tensor], seen: set[int], depth: int = 0
+) -> None:
+    """All tensors of nested tables, their keys joined by dots; each table once, as one that is
+    named a thousand times in a thousand tables would never come to an end.
+
+    Raises:
+        ValueError: a name is too long to be one.
+    """
     import torch
 
+    if len(name) > _MAXIMUM_NAME:
+        raise ValueError("a name is too long")
     if isinstance(value, torch.Tensor):
         found[name] = value.detach()
-    elif isinstance(value, dict) and depth < _MAXIMUM_DEPTH:
+    elif isinstance(value, dict) and depth < _MAXIMUM_DEPTH and id(value) not in seen:
+        seen.add(id(value))
         for key, inner in value.items():
-            _collect(inner, f"{name}.{key}" if name else str(key), found, depth + 1)
+            if isinstance(key, str | int):
+                own = f"{name}.{key}" if name else str(key)
+                _collect(inner, own, found, seen, depth + 1)
 
 
 def _is_checkpoint_archive(path: Path) -> bool:
@@ -133,14 +150,18 @@ def _is_checkpoint_archive(path: Path) -> bool:
             return False
     try:
         with zipfile.ZipFile(path) as archive:
-            listings = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
-    except (zipfile.BadZipFile, OSError) as error:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise ModelError(
             "The checkpoint is cut off or damaged.",
             where=str(path),
             fix="The download was interrupted, or the disk was full; download it again.",
         ) from error
-    if len(listings) != 1 or listings[0].file_size > _MAXIMUM_LISTING_BYTES:
+    listings = [part for part in parts if part.filename.endswith("/data.pkl")]
+    # Tensors are stored as they are. What is packed, or no tensor, is small in a checkpoint and
+    # large in a bomb: it would be unpacked into memory as a whole.
+    others = [p for p in parts if p.compress_type or not re.search(r"/data/\d+$", p.filename)]
+    if len(listings) != 1 or sum(p.file_size for p in others) > _MAXIMUM_LISTING_BYTES:
         raise ModelError(
             "This is a zip archive, no model file.",
             where=str(path),

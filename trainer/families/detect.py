@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer import untrusted
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, BaseFacts
+from trainer.families import FAMILIES, AttentionFacts, BaseFacts
 from trainer.families.header import Header, read_header
 from trainer.families.kinds import NEEDED, Kind, identify, identify_configs
 from trainer.families.ldm import UNET_PREFIX, VAE_PREFIX, Source, unet_sources, vae_sources
@@ -28,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: it is missing or is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = untrusted.read_json(path, untrusted.CONFIG_BYTES)
     except FileNotFoundError:
         raise ModelError(
             "A file of the base model is missing.",
@@ -205,6 +206,7 @@ def file_facts(header: Header, kind: Kind, prediction: str) -> BaseFacts:
         # OpenCLIP's projection is [hidden, P].
         pooled=(header.shape("conditioner.embedders.1.model.text_projection") or (0,))[-1],
         zero_terminal_snr=kind.zero_terminal_snr,
+        attention=first_attention(unet),
     )
 
 
@@ -219,6 +221,29 @@ def same_architecture(unet: dict[str, Any], released: dict[str, Any]) -> bool:
     return all(unet.get(key) == released[key] for key in keys)
 
 
+def first_attention(unet: dict[str, Any]) -> AttentionFacts:
+    """The attention of the UNet's first level that has one.
+
+    Args:
+        unet: its configuration, in which `attention_head_dim` is the number of heads whatever its
+            name says, unless that is given as `num_attention_heads`. What it leaves out is that of
+            Stable Diffusion 1.
+
+    Raises:
+        IndexError, TypeError, ZeroDivisionError: the configuration contradicts itself.
+    """
+    shipped = shipped_config("sd1", "unet")
+    kinds, widths, given = (
+        unet.get(key) or shipped[key]
+        for key in ("down_block_types", "block_out_channels", "attention_head_dim")
+    )
+    levels = [number for number, kind in enumerate(kinds) if "CrossAttn" in kind]
+    level = levels[0] if levels else len(widths) - 1
+    heads = unet.get("num_attention_heads") or given
+    count = heads[level] if isinstance(heads, list | tuple) else heads
+    return AttentionFacts(count, max(widths[level] // count, 1), 2**level)
+
+
 def bucket_step(resolution: int) -> int:
     """Step of bucket sides in px: 64 as everywhere; a quarter of a small base's picture."""
     return 64 if resolution >= 256 else max(resolution // 4, 8)
@@ -227,4 +252,4 @@ def bucket_step(resolution: int) -> int:
 def _said_resolution(header: Header) -> int:
     """The side in px that ModelSpec's metadata name; 0 where they do not."""
     width, _, height = header.metadata.get("modelspec.resolution", "").partition("x")
-    return int(width) if width.isdecimal() and width == height else 0
+    return int(width) if re.fullmatch(r"\d{2,4}", width) and width == height else 0

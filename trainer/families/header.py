@@ -8,7 +8,6 @@ first bytes say and not its name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import ModelError
-
-# The safetensors library reads no header over 100 MB.
-MAXIMUM_HEADER_BYTES = 100_000_000
+from trainer.untrusted import HEADER_BYTES, parse_json, tensor_shape
 
 # Bytes of one number, by the names that the format gives its number formats.
 ITEM_BYTES = {
@@ -79,7 +76,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             start = file.read(32)
             length = int.from_bytes(start[:8], "little")
-            if start[8:9] == b"{" and length <= MAXIMUM_HEADER_BYTES:
+            if start[8:9] == b"{" and length <= HEADER_BYTES:
                 if length > size - 8:
                     raise cut_off(path, size, 8 + length)
                 file.seek(8)
@@ -124,8 +121,8 @@ def _no_model(path: Path, start: bytes) -> ModelError:
 
 def _safetensors_header(path: Path, text: bytes, data_bytes: int) -> Header:
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise damaged(path, "its header is not valid JSON") from error
     metadata = table.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -143,7 +140,7 @@ def _safetensors_header(path: Path, text: bytes, data_bytes: int) -> Header:
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
     """A tensor, and where in the data it ends."""
     try:
-        shape = tuple(_count(side) for side in entry["shape"])
+        shape = tensor_shape(entry["shape"])
         first, last = (_count(offset) for offset in entry["data_offsets"])
         dtype = str(entry["dtype"])
     except (KeyError, TypeError, ValueError) as error:

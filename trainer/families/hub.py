@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from trainer.errors import ModelError
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+# A revision becomes a file name in the hub's cache: none that leads elsewhere.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!/|.*\.\.)[\w./-]+)?")
 _MODEL_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 # Folders of a repository that make a base; others (safety checker, ONNX, Flax) are left there.

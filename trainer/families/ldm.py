@@ -79,7 +79,7 @@ def unet_sources(names: Iterable[str], prefix: str = UNET_PREFIX) -> dict[str, S
 
 def _layers_per_block(names: Mapping[str, str]) -> int:
     """Residual blocks of a level: those between the input and the first down-sampling."""
-    found = [re.match(r"input_blocks\.(\d+)\.0\.(op\.)?", name) for name in names]
+    found = [re.match(r"input_blocks\.(\d\d?)\.0\.(op\.)?", name) for name in names]
     numbers = [(int(match[1]), bool(match[2])) for match in found if match]
     first = [number for number, samples in numbers if samples]
     if first:
@@ -98,6 +98,8 @@ def _unet_name(name: str, layers: int) -> str:
         place, rest = _MIDDLE.get(parts[1], parts[1]), name.split(".", 2)[2]
         return f"mid_block.{place}.{_residual(rest)}"
     if parts[0] not in ("input_blocks", "output_blocks") or len(parts) < 4:
+        return name
+    if not re.fullmatch(r"\d\d?", parts[1]):
         return name
     down = parts[0] == "input_blocks"
     # The first input block is the convolution before all levels.
@@ -129,7 +131,7 @@ _VAE_ATTENTION = {
 def vae_sources(names: Iterable[str], prefix: str = VAE_PREFIX) -> dict[str, Source]:
     """The VAE of a single file, or of a file of its own (`prefix` is "" then)."""
     inner = with_prefix(names, prefix)
-    ups = {int(m[1]) for m in (re.match(r"decoder\.up\.(\d+)\.", n) for n in inner) if m}
+    ups = {int(m[1]) for m in (re.match(r"decoder\.up\.(\d)\.", n) for n in inner) if m}
     sources = {}
     for name, full in inner.items():
         new = _vae_name(name, len(ups))
@@ -145,7 +147,7 @@ def _vae_name(name: str, levels: int) -> str:
     name = name.replace(".nin_shortcut.", ".conv_shortcut.")
     name = re.sub(r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets.", name)
     name = re.sub(r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0.", name)
-    match = re.match(r"decoder\.up\.(\d+)\.(block|upsample)\.(.*)", name)
+    match = re.match(r"decoder\.up\.(\d)\.(block|upsample)\.(.*)", name)
     if match:
         kind = "resnets" if match[2] == "block" else "upsamplers.0"
         return f"decoder.up_blocks.{levels - 1 - int(match[1])}.{kind}.{match[3]}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ModelError
+from trainer.untrusted import CONFIG_BYTES
 
 # Start and end of a chunk.
 _MARKS = 2
@@ -44,6 +45,9 @@ def open_tokenizer(folder: Path) -> Any:
     """
     from transformers import CLIPTokenizer
 
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".txt") and path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"{path.name} is far too large to be a part of a tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(str(folder), pad_token=_END)
     if 0 not in tokenizer.added_tokens_decoder:
         return tokenizer

@@ -52,7 +52,7 @@ def unet_config(shapes: Shapes, shipped: Mapping[str, Any], pooled: int = 0) -> 
     Raises:
         KeyError, IndexError: a tensor is missing that the sizes are read from.
     """
-    levels = _count(shapes, r"down_blocks\.(\d+)\.")
+    levels = _count(shapes, r"down_blocks\.(\d)\.")
     channels = [shapes[f"down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)]
     depths = [_depth(shapes, f"down_blocks.{i}") for i in range(levels)]
     # Where the last level has no attention its entry is that of the middle block.
@@ -66,7 +66,7 @@ def unet_config(shapes: Shapes, shipped: Mapping[str, Any], pooled: int = 0) -> 
         "in_channels": shapes["conv_in.weight"][1],
         "out_channels": shapes["conv_out.weight"][0],
         "block_out_channels": channels,
-        "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+        "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d)\."),
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in depths[::-1]],
         "transformer_layers_per_block": transformers if set(transformers) != {1} else 1,
@@ -82,13 +82,13 @@ def unet_config(shapes: Shapes, shipped: Mapping[str, Any], pooled: int = 0) -> 
 
 def vae_config(shapes: Shapes, shipped: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a VAE with diffusers' names; arguments and errors as `unet_config`."""
-    levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+    levels = _count(shapes, r"encoder\.down_blocks\.(\d)\.")
     return {
         **shipped,
         "block_out_channels": [
             shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)
         ],
-        "layers_per_block": _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "layers_per_block": _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d)\."),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "latent_channels": shapes["decoder.conv_in.weight"][1],
@@ -101,7 +101,7 @@ def text_config(shapes: Shapes, shipped: Mapping[str, Any]) -> dict[str, Any]:
     Names are without `text_model.`. OpenCLIP's file of SD 2.x has one layer more than is used.
     """
     vocabulary, hidden = shapes["embeddings.token_embedding.weight"]
-    layers = _count(shapes, r"encoder\.layers\.(\d+)\.")
+    layers = _count(shapes, r"encoder\.layers\.(\d\d?)\.")
     projection = shapes.get("text_projection.weight", ())
     return {
         **shipped,
@@ -117,10 +117,13 @@ def text_config(shapes: Shapes, shipped: Mapping[str, Any]) -> dict[str, Any]:
 
 def _depth(shapes: Shapes, block: str) -> int:
     """Transformer blocks in each attention of a level; 0 without attention."""
-    return _count(shapes, re.escape(block) + r"\.attentions\.0\.transformer_blocks\.(\d+)\.")
+    return _count(shapes, re.escape(block) + r"\.attentions\.0\.transformer_blocks\.(\d\d?)\.")
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many numbers, counted from 0, stand at a place in the names."""
+    """How many numbers, counted from 0, stand at a place in the names.
+
+    Patterns take as many digits as a model can have, so that no name asks for millions of layers.
+    """
     found = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

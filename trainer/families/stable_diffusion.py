@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ModelError
 from trainer.families import BaseFacts, FamilyNames, LoadOptions
-from trainer.families.detect import bucket_step, identify_folder, read_json, same_architecture
+from trainer.families.detect import (
+    bucket_step,
+    first_attention,
+    identify_folder,
+    read_json,
+    same_architecture,
+)
 from trainer.families.hub import variant_of
 from trainer.families.prompts import Prompting, counter, open_tokenizer, require_layer
 from trainer.families.single_file import Parts, load_single_file, load_vae
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 # What the libraries raise on missing, damaged and foreign files.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+_LARGEST_PX = 16384  # of the side of a picture that a base can draw
 # The text encoders in diffusers' folders, and the classes of transformers they are.
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 # Clip skips that say nothing where a family keeps to one layer: A1111 calls it 1 whatever it is,
@@ -63,6 +70,8 @@ class StableDiffusion:
         try:
             pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
             resolution = int(unet["sample_size"]) * pixels_per_latent
+            if not 0 < resolution <= _LARGEST_PX:
+                raise ValueError("unet/config.json and vae/config.json tell no size of a picture")
             return BaseFacts(
                 family=self.name,
                 name=folder.name,
@@ -76,8 +85,9 @@ class StableDiffusion:
                 embedded=False,
                 pooled=int(text["projection_dim"]) if self.encoders > 1 else 0,
                 zero_terminal_snr=kind.zero_terminal_snr,
+                attention=first_attention(unet),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ModelError(
                 f"The configuration of the base model is not complete: {error}",
                 where=str(folder),
@@ -89,6 +99,7 @@ class StableDiffusion:
 
     def load(self, facts: BaseFacts, options: LoadOptions) -> StableDiffusionBackbone:
         from trainer.families.backbone import StableDiffusionBackbone, set_attention
+        from trainer.families.quantize import pack_weights
 
         prompting, notices = self._prompting(options)
         tokenizer = _tokenizer(facts)
@@ -102,7 +113,10 @@ class StableDiffusion:
             parts.vae.float()
             notices += (f"The VAE runs in fp32: that of {self.words} overflows in fp16.",)
         for module in (*encoders.values(), parts.unet, parts.vae):
-            module.to(options.device).eval().requires_grad_(False)
+            module.eval().requires_grad_(False)
+        if options.weights != "same":
+            for module in (*encoders.values(), parts.unet):
+                pack_weights(module, options.weights, options.device)
         for encoder in encoders.values():
             require_layer(encoder, prompting)
             if options.attention == "eager":
@@ -112,6 +126,7 @@ class StableDiffusion:
             parts.unet.enable_gradient_checkpointing()
         return StableDiffusionBackbone(
             facts=facts,
+            device=options.device,
             names=self.v_names if facts.prediction == "v_prediction" else self.names,
             prompting=prompting,
             tokenizer=tokenizer,
@@ -220,7 +235,11 @@ def _scheduler(facts: BaseFacts) -> Any:
 
     folder = facts.folder
     sampler = read_json(folder / "scheduler" / "scheduler_config.json")["_class_name"]
-    scheduler = getattr(diffusers, sampler).from_pretrained(str(folder), subfolder="scheduler")
+    kind = getattr(diffusers, str(sampler), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(f"scheduler_config.json names {sampler}, which is no scheduler")
+    loader: Any = kind
+    scheduler = loader.from_pretrained(str(folder), subfolder="scheduler")
     changes: dict[str, Any] = {}
     if scheduler.config.get("prediction_type", "epsilon") != facts.prediction:
         changes["prediction_type"] = facts.prediction

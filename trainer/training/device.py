@@ -1,4 +1,4 @@
-"""Which device, number format and attention a run uses; checked by trying, never by hoping."""
+"""Which device, number formats and attention a run uses; checked by trying, never by hoping."""
 
 from __future__ import annotations
 
@@ -7,51 +7,81 @@ from dataclasses import dataclass
 import torch
 
 from trainer.errors import DeviceError
+from trainer.families import quantize
+from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What is measured on a GPU; "sdpa" is what PyTorch makes of the same kernels without measuring,
+# "sdpa-math" and "eager" are slower than all of them and take far more memory.
+MEASURED = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "xformers")
+# Two measurements of one kernel differ by so much: within it the first of `MEASURED` is taken.
+_ALIKE = 1.05
+# Work everywhere: nothing to try.
+_ALWAYS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What was chosen; `notices` are sentences for the user."""
+    """What was chosen.
+
+    notices: what the user asked for and does not get, in sentences. attention_words: how the
+    attention was chosen, where that was measured.
+    """
 
     device: torch.device
     precision: str
     attention: str
     notices: tuple[str, ...] = ()
+    weights: str = "same"
+    attention_words: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision]
 
+    @property
+    def numbers(self) -> str:
+        """What names the number formats that the frozen UNet and text encoders compute with."""
+        return self.precision if self.weights == "same" else f"{self.precision} {self.weights}"
 
-def choose_device(device: str, precision: str, attention: str) -> Device:
+
+def choose_device(
+    device: str,
+    precision: str,
+    attention: str,
+    *,
+    weights: str = "same",
+    shape: AttentionShape = AttentionShape(),  # noqa: B008
+    kept: str = "",
+) -> Device:
     """Turn the settings into what is really there.
+
+    Args:
+        device, precision, attention, weights: as in the settings.
+        shape: of the attention over the most tokens in this run.
+        kept: the attention this run was begun with; "auto" keeps to it, so that it goes on with
+            the same numbers. "": it begins now.
 
     Raises:
         DeviceError: a device or number format was asked for by name and is not to be had.
     """
-    notices: list[str] = []
     chosen = _device(device)
-    kind = chosen.type
-    if precision == "auto":
-        precision = "fp32"
-        if kind == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if precision == "fp16" and kind != "cuda":
+    precision = _precision(precision, chosen)
+    dtype = PRECISIONS[precision]
+    if weights != "same" and (reason := quantize.why_not(weights, chosen, dtype)):
         raise DeviceError(
-            f"fp16 needs an NVIDIA GPU; this run is on '{kind}'.",
-            where="model.precision",
-            fix="Use model.precision=bf16 or fp32.",
+            f"Frozen weights in {weights} cannot be used on '{chosen.type}': {reason}",
+            where="model.weights",
+            fix="Use model.weights=int8 or same." if weights == "fp8" else "Use same.",
         )
-    if attention == "xformers":
-        reason = _xformers_fails(chosen, PRECISIONS[precision])
-        if reason:
-            attention = "sdpa"
-            notices.append(f"xformers was asked for but cannot be used ({reason}); using sdpa.")
     if attention == "auto":
-        attention = "sdpa"
-    return Device(chosen, precision, attention, tuple(notices))
+        name, words, notices = _best_attention(shape, chosen, dtype, kept)
+    else:
+        name, words, notices = attention, "", []
+        if reason := _fails(attention, shape, chosen, dtype):
+            name = "sdpa"
+            notices = [f"{attention} was asked for but cannot be used ({reason}); using sdpa."]
+    return Device(chosen, precision, name, tuple(notices), weights, words)
 
 
 def _device(name: str) -> torch.device:
@@ -71,15 +101,58 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _xformers_fails(device: torch.device, dtype: torch.dtype) -> str:
-    """Why xformers does not work here, or nothing: only a forward and backward pass tells."""
-    try:
-        from xformers.ops import memory_efficient_attention
-    except (ImportError, OSError) as error:
-        return str(error).splitlines()[0]
-    probe = torch.zeros(1, 16, 1, 64, device=device, dtype=dtype, requires_grad=True)
-    try:
-        memory_efficient_attention(probe, probe, probe).sum().backward()
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        return str(error).strip().splitlines()[0]
-    return ""
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        raise DeviceError(
+            f"fp16 needs an NVIDIA GPU; this run is on '{device.type}'.",
+            where="model.precision",
+            fix="Use model.precision=bf16 or fp32.",
+        )
+    return name
+
+
+def _best_attention(
+    shape: AttentionShape, device: torch.device, dtype: torch.dtype, kept: str
+) -> tuple[str, str, list[str]]:
+    """The attention to take where none is asked for, how it was chosen, and notices."""
+    notices = []
+    if kept in NAMES:
+        reason = _fails(kept, shape, device, dtype)
+        if not reason:
+            return kept, "", []
+        notices = [
+            f"The run was begun with the attention {kept}, which cannot be used here ({reason}). "
+            "Another goes on in its place; the last digits of the numbers will differ."
+        ]
+    if device.type != "cuda":
+        return "sdpa", "", notices
+    return *measured_attention(shape, device, dtype), notices
+
+
+def measured_attention(
+    shape: AttentionShape, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """The fastest of `MEASURED` that works, "sdpa" where none does; and a line that says so."""
+    times: dict[str, float] = {}
+    missing: list[str] = []
+    for name in MEASURED:
+        reason = _fails(name, shape, device, dtype)
+        if reason:
+            missing.append(f"{name} ({reason})")
+        else:
+            times[name] = milliseconds(name, shape, device, dtype)
+    limit = _ALIKE * min(times.values(), default=0.0)
+    best = next((name for name, time in times.items() if time <= limit), "sdpa")
+    parts = [f"{name} {time:.2f} ms" for name, time in times.items()]
+    line = f"Attention {best}; forward and backward over {shape}: {', '.join(parts) or 'none'}"
+    if missing:
+        line += f"; not usable: {', '.join(missing)}"
+    return best, line
+
+
+def _fails(attention: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
+    return "" if attention in _ALWAYS else why_not(attention, shape, device, dtype)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,7 +24,6 @@ from trainer.data.masks import latent_weights
 from trainer.data.pixels import load_picture
 from trainer.data.variants import picture_key, sample_key
 from trainer.diffusion.noise import generator_of
-from trainer.errors import DeviceError
 from trainer.families import Backbone
 from trainer.training.ahead import batches_of_alike, work_ahead
 from trainer.types import Bucketed, CachedSample, Photo
@@ -85,7 +83,7 @@ def encode_photos(
     options: EncodeOptions,
     progress: Callable[[int, int], None],
 ) -> list[CachedSample]:
-    """Encode every training picture.
+    """Encode every training picture; whether the numbers are finite is for the caller to look at.
 
     Args:
         photos: in any order; the samples come in the same.
@@ -97,7 +95,6 @@ def encode_photos(
     Raises:
         PictureError: a photo or its mask is gone, damaged, or not what it was when the folder was
             looked through.
-        DeviceError: the VAE's numbers went beyond the number format.
     """
     tasks = [_task(photo, options) for photo in photos]
     made: dict[str, Tensor] = {}
@@ -201,8 +198,7 @@ def _left_to_do(task: _Task, settled: set[str]) -> _Task | None:
 
 
 def _batch_size(backbone: Backbone) -> int:
-    device = next(backbone.components["unet"].parameters()).device
-    return 1 if device.type == "cpu" else GPU_BATCH
+    return 1 if backbone.device.type == "cpu" else GPU_BATCH
 
 
 def _decode(task: _Task, backbone: Backbone, options: EncodeOptions) -> _Decoded:
@@ -263,17 +259,7 @@ def _encode(
     pixels_BCHW = torch.stack([picture.pixels_CHW for picture in fresh])
     latents_BChw = backbone.encode_pixels(pixels_BCHW, noise_BChw).float().cpu()
     for picture, latents_Chw in zip(fresh, latents_BChw, strict=True):
-        _require_finite(latents_Chw, picture.task.photo.captioned.photo.path)
         _keep(picture.task, "latents", latents_Chw.clone(), cache, made)
-
-
-def _require_finite(latents_Chw: Tensor, path: Path) -> None:
-    if not torch.isfinite(latents_Chw).all():
-        raise DeviceError(
-            f"The VAE cannot encode {shown(path.name)}: its numbers are not finite.",
-            where=shown(path),
-            fix="Set model.precision=fp32; if it is that already, copy or download the base again.",
-        )
 
 
 def _keep(
@@ -284,7 +270,9 @@ def _keep(
     made: dict[str, Tensor],
 ) -> None:
     name = task.latents if kind == "latents" else task.weights
-    cache.put(name, {kind: tensor}, kind=kind, source=shown(task.photo.captioned.photo.path.name))
+    source = shown(task.photo.captioned.photo.path.name)
+    if torch.isfinite(tensor).all():
+        cache.put(name, {kind: tensor}, kind=kind, source=source)
     made[name] = tensor
 
 

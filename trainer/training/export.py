@@ -177,6 +177,8 @@ def _facts(
         thumbnail_jpeg=thumbnail,
         clip_skip=config.model.clip_skip,
         base_hashes=_base_hashes(job.facts.folder),
+        attention=session.device.attention,
+        frozen_weights=session.device.weights,
     )
 
 

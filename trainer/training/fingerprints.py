@@ -21,6 +21,7 @@ from trainer.data.cache import fingerprint
 from trainer.data.cache_folder import HASHES_NAME, cache_root, delete
 from trainer.families import BaseFacts
 from trainer.training.device import Device
+from trainer.untrusted import read_json
 
 # Larger files are remembered; smaller ones take less time to read than a person notices.
 REMEMBERED_BYTES = 64 * 2**20
@@ -50,7 +51,7 @@ class _Seen:
 def vae_fingerprint(facts: BaseFacts, device: Device) -> str:
     """Names what latents depend on: the VAE, the number format and the kind of device."""
     contents = _tree(facts.vae) if facts.vae else _parts(facts.folder, _VAE)
-    return _fingerprint("vae", contents, device)
+    return _fingerprint("vae", contents, device, device.precision)
 
 
 def text_fingerprint(facts: BaseFacts, device: Device, *reading: int) -> str:
@@ -61,7 +62,7 @@ def text_fingerprint(facts: BaseFacts, device: Device, *reading: int) -> str:
     contents = _parts(facts.folder, _TEXT)
     if facts.tokenizer:
         contents += _tree(facts.tokenizer)
-    return fingerprint(_fingerprint("text", contents, device), *reading)
+    return fingerprint(_fingerprint("text", contents, device, device.numbers), *reading)
 
 
 def base_fingerprint(facts: BaseFacts, device: Device) -> str:
@@ -83,11 +84,11 @@ def base_fingerprint(facts: BaseFacts, device: Device) -> str:
         contents = _parts(facts.folder, [])
     for own in (facts.vae, facts.tokenizer):
         contents += _tree(own) if own else []
-    return fingerprint("base", device.precision, contents)
+    return fingerprint("base", device.numbers, contents)
 
 
-def _fingerprint(name: str, contents: list[list[str]], device: Device) -> str:
-    return fingerprint(name, device.precision, device.device.type, contents)
+def _fingerprint(name: str, contents: list[list[str]], device: Device, numbers: str) -> str:
+    return fingerprint(name, numbers, device.device.type, contents)
 
 
 def _parts(base: Path, parts: Sequence[str]) -> list[list[str]]:
@@ -153,11 +154,11 @@ def _hash(path: Path) -> str:
 def _recall(memory: Path) -> dict[_Seen, str]:
     """The hashes that are remembered; what is damaged counts as forgotten."""
     try:
-        kept = json.loads(memory.read_text(encoding="utf-8"))
+        kept = read_json(memory)
         if kept["format"] != _FORMAT or kept["check"] != fingerprint(kept["files"]):
             return {}
         return {_Seen(*row[:4]): row[4] for row in kept["files"] if _is_row(row)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -72,6 +72,9 @@ def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached
     Raises:
         ConfigError: a pattern fits no layer, or no layer is left.
     """
+    encoders = [name for name in backbone.components if name != "unet" and plan.text_encoder]
+    # An adapter is made where its layer is.
+    backbone.hold("unet", *encoders)
     unet = backbone.components["unet"]
     paths = select_layers(unet, "unet", plan.targets, include=plan.include, exclude=plan.exclude)
     attached = {
@@ -85,7 +88,6 @@ def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached
             rules=plan.rules,
         )
     }
-    encoders = [name for name in backbone.components if name != "unet" and plan.text_encoder]
     for name in encoders:
         encoder = backbone.components[name]
         attached[name] = attach(
@@ -172,6 +174,16 @@ class Learner:
         photo_loss = (photos_B * self._weights(batch)).sum() / self.objective.batch_size
         prior_loss = (prior_B * self._weights(prior)).sum() / self.objective.prior_batch_size
         return photo_loss + self.objective.prior_weight * prior_loss
+
+    def sample_losses(self, index: int) -> Iterator[tuple[Batch, Tensor]]:
+        """The photos of batch `index`, then the class pictures beside them, each with its loss
+        alone, [B]."""
+        batch = self.batches.batch(index)
+        yield batch, self._losses(batch, index)
+        if self.prior:
+            prior = self.prior.batch(index)
+            kept = len(prior.samples) if self.objective.prior_target == "base" else 0
+            yield prior, self._losses(prior, index, kept)
 
     def _weights(self, batch: Batch) -> Tensor:
         """How much each sample counts, [B]."""
