@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.errors import FileFormatError
+from trainer.untrusted import HEADER_BYTES, parse_json, tensor_shape
 
-# The safetensors library reads no header over 100 MB.
-_READABLE_HEADER_BYTES = 100_000_000
+# The number formats that LoRA files are written in, by the names that the format gives them.
+FORMATS = frozenset(
+    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+)
 
 # How files begin that people take for LoRA files.
 _FOREIGN = (
@@ -58,7 +61,7 @@ def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
     if size == 0:
         raise FileFormatError("The file is empty.", where=str(path), fix="Download it again.")
     length = int.from_bytes(start[:8], "little")
-    if length > min(size - 8, _READABLE_HEADER_BYTES) or start[8:9] != b"{":
+    if length > min(size - 8, HEADER_BYTES) or start[8:9] != b"{":
         for magic, what in _FOREIGN:
             if start.startswith(magic):
                 raise FileFormatError(
@@ -69,12 +72,26 @@ def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
         raise damaged(path, "its header is cut off or is none")
     file.seek(8)
     try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
+        header = parse_json(file.read(length))
+    except ValueError as error:
         raise damaged(path, "its header is not valid JSON") from error
     if not isinstance(header, dict):
         raise damaged(path, "its header is not a table")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            _check_entry(path, name, entry)
     return header, 8 + length
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> None:
+    """Refuse a tensor before there is memory for it."""
+    try:
+        tensor_shape(entry["shape"])
+        known = entry["dtype"] in FORMATS
+    except (LookupError, TypeError, ValueError) as error:
+        raise damaged(path, f"its header does not describe the tensor '{name[:80]}'") from error
+    if not known:
+        raise damaged(path, f"a number format that is not known in '{name[:80]}'")
 
 
 def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, str]:

@@ -31,6 +31,8 @@ from trainer.errors import FileFormatError, OutputError
 
 # ComfyUI shows no header over 1 MiB.
 MAX_HEADER_BYTES = 2**20
+# The largest LoRA files, of all layers of SDXL in fp32, have 5 GB.
+_MAXIMUM_BYTES = 2**33
 _SHOWN_NAMES = 5
 _CHUNK_BYTES = 2**20
 
@@ -112,14 +114,15 @@ def read_lora(path: Path) -> LoraFile:
         with path.open("rb") as file:
             header, _ = read_header(path, file)
             require_adapter(path, header)
+            if os.fstat(file.fileno()).st_size > _MAXIMUM_BYTES:
+                raise damaged(path, f"it is larger than {_MAXIMUM_BYTES // 2**30} GiB")
             file.seek(0)
             content = file.read()
     except OSError as error:
         raise unreadable(path, error) from error
     try:
         tensors = safetensors.torch.load(content)
-    except (SafetensorError, KeyError) as error:
-        # KeyError: a number format that the safetensors library knows but torch does not.
+    except SafetensorError as error:
         raise damaged(path, str(error)) from error
     # In the file's order: the library's own changes every time.
     ordered = {name: tensors[name] for name in header if name in tensors}

@@ -6,11 +6,14 @@ Shapes: R rank; I, O input and output width (channels) of the base layer; kh, kw
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from trainer.adapters.frozen import FrozenLinear, matmul
 from trainer.errors import ModelError
 
 
@@ -69,11 +72,14 @@ class LoRALayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] or [B, I, h, w] -> what the base gives, plus the update."""
+        strength = self.scale * self.multiplier
+        if strength != 0 and isinstance(self.base, FrozenLinear):
+            updated: Tensor = _Update.apply(x, self.down, self.up, self.base, strength)
+            return updated
         y: Tensor = self.base(x)
-        if self.multiplier == 0:
+        if strength == 0:
             return y
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        strength = self.scale * self.multiplier
         # The strength is applied between the factors, where the tensor is smallest.
         if isinstance(self.base, nn.Conv2d):
             base = self.base
@@ -91,6 +97,40 @@ class LoRALayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha:g}"
+
+
+class _Update(torch.autograd.Function):
+    """x W^T + b + (x down^T) (strength up)^T of a frozen linear layer, as one function.
+
+    Kept for the backward pass are the input, as it is, and the middle of width R; the frozen
+    weight's product and the update's are added up where they are computed. T rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: FrozenLinear, strength: float
+    ) -> Tensor:
+        x_TI = x.flatten(0, -2)
+        down_RI, up_OR = down.to(x.dtype), (up * strength).to(x.dtype)
+        hidden_TR = matmul(x_TI, down_RI)
+        y_TO = matmul(x_TI, base.weight, base.bias).addmm_(hidden_TR, up_OR.t())
+        ctx.save_for_backward(x, hidden_TR, down_RI, up_OR)
+        ctx.base, ctx.strength, ctx.dtype = base, strength, up.dtype
+        return y_TO.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, hidden_TR, down_RI, up_OR = ctx.saved_tensors
+        grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
+        grad_TR = matmul(grad_TO, up_OR.t())
+        grad_up = (hidden_TR.t() @ grad_TO).t().to(ctx.dtype) * ctx.strength
+        grad_down = (grad_TR.t() @ x_TI).to(ctx.dtype)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x_TI = matmul(grad_TO, ctx.base.weight.t()).addmm_(grad_TR, down_RI)
+            grad_x = grad_x_TI.unflatten(0, x.shape[:-1])
+        return grad_x, grad_down, grad_up, None, None
 
 
 def _factor_shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

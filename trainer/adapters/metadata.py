@@ -47,6 +47,8 @@ class TrainingFacts:
     settings_toml: the resolved settings of the run.
     thumbnail_jpeg: a JPEG file of about 256 px.
     base_hashes: of a base that is a single file.
+    attention: what computed the UNet's. frozen_weights: number format they were kept in, "same" as
+        they computed in.
     """
 
     output_name: str
@@ -86,6 +88,8 @@ class TrainingFacts:
     comment: str = ""
     thumbnail_jpeg: bytes | None = None
     base_hashes: ModelHashes | None = None
+    attention: str = "sdpa"
+    frozen_weights: str = "same"
 
 
 def build_metadata(facts: TrainingFacts) -> dict[str, str]:
@@ -174,7 +178,12 @@ def _modelspec_keys(facts: TrainingFacts) -> dict[str, str]:
 
 
 def _likeness_keys(facts: TrainingFacts) -> dict[str, str]:
-    return {"likeness.version": facts.version, "likeness.base": facts.base_name}
+    return {
+        "likeness.version": facts.version,
+        "likeness.base": facts.base_name,
+        "likeness.attention": facts.attention,
+        "likeness.frozen_weights": facts.frozen_weights,
+    }
 
 
 def _data_keys(facts: TrainingFacts, left_out: list[str]) -> dict[str, str]:

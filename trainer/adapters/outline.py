@@ -76,9 +76,7 @@ def read_outline(path: Path) -> Outline:
     tensors: dict[str, Tensor] = {}
     with _opened(path) as opened:
         for name in (name for name in header if name != "__metadata__"):
-            shape, dtype = header[name]["shape"], _FORMATS.get(header[name]["dtype"])
-            if dtype is None:
-                raise damaged(path, f"a number format that is not known in '{name[:80]}'")
+            shape, dtype = header[name]["shape"], _FORMATS[header[name]["dtype"]]
             empty = torch.empty(shape, dtype=dtype, device="meta")
             tensors[name] = opened.get_tensor(name) if empty.numel() == 1 else empty
     return Outline(LoraFile(path, tensors, metadata), data_start)

@@ -7,7 +7,6 @@ that is more than a name makes the alphas of the file unknown rather than guesse
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,12 @@ from typing import Any
 from trainer.adapters.file import LoraFile
 from trainer.adapters.foreign import COMPONENTS, Foreign, Layer, read_names
 from trainer.errors import FileFormatError
+from trainer.untrusted import parse_json, read_text
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _METADATA_KEY = "lora_adapter_metadata"
-_MAX_CONFIG_BYTES = 2**22
+_MAX_CONFIG_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +115,18 @@ def _tables(file: LoraFile, names: Foreign) -> dict[str, Ranks]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise _unclear(path, "it is too large")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _MAX_CONFIG_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise _unclear(path, "it cannot be read") from error
+    except ValueError as error:
+        raise _unclear(path, str(error)) from error
     return _parsed(text, path)
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise _unclear(path, "it is not valid JSON") from error
     if not isinstance(table, dict):
         raise _unclear(path, "it is not a table")
@@ -157,7 +157,10 @@ def _plain(pattern: str, path: Path) -> str:
 
 def _named(path: str, names: Mapping[str, object]) -> str:
     """The name that is this path or its end, as peft looks it up: the first that fits."""
-    return next((n for n in names if path == n or path.endswith(f".{n}")), "")
+    steps = path.split(".")
+    fitting = [end for n in range(len(steps)) if (end := ".".join(steps[n:])) in names]
+    # A stranger's table may be long, so it is gone through only where it says two things.
+    return next((n for n in names if n in fitting), "") if len(fitting) > 1 else "".join(fitting)
 
 
 def _unclear(path: Path, why: str) -> FileFormatError:

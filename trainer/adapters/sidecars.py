@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import OutputError
+from trainer.untrusted import read_json
 
 # A1111's words for the families; what it does not know it shows with every base.
 _VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
@@ -76,8 +77,8 @@ def _card(facts: SidecarFacts) -> dict[str, Any]:
 def _existing(path: Path) -> dict[str, Any]:
     """What is in the card that is there; nothing if it is no table."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        card = read_json(path)
+    except (FileNotFoundError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
 

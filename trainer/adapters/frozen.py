@@ -1,0 +1,187 @@
+"""Frozen layers computed with what is known of them: their weights never change.
+
+A layer of PyTorch keeps its input for a gradient of the weight that nobody asks for, and on a
+processor it brings its weight into oneDNN's order anew in every call, which for the deep layers of
+a UNet takes longer than the convolution itself. `quicken` lets the layers of a frozen model keep
+nothing, and puts their weights into that order once.
+
+The results are those of the plain layers but for rounding. T rows; I, O input and output width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+# What oneDNN's operators raise where they are not built in or do not know the number format.
+_NOT_THERE = (AttributeError, NotImplementedError, RuntimeError)
+
+
+@functools.cache
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether this processor computes with oneDNN's own operators in a number format: by trying."""
+    x_TI, w_OI = torch.ones(4, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
+    image, kernel = torch.ones(1, 16, 4, 4, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype)
+    at_once = (0, 0), (1, 1)
+    try:
+        y_TO = torch.ops.mkldnn._linear_pointwise(x_TI, w_OI.t(), None, "none", [], "")
+        drawn = _convolution(image, _packed(kernel, image.shape, *at_once), None, *at_once)
+    except _NOT_THERE:
+        return False
+    return bool((y_TO == 16).all()) and bool((drawn == 16).all())
+
+
+def matmul(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b, [T, O]; not differentiable. On processors by oneDNN where it is to be had, which
+    takes half the time of other libraries on some."""
+    if x_TI.device.type == "cpu" and onednn_computes(x_TI.dtype):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+        return result
+    return F.linear(x_TI, weight_OI, bias_O)
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer that is not trained; see `quicken`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _is_trained(self):
+            return super().forward(input)
+        y: Tensor = _Linear.apply(input, self)
+        return y
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution that is not trained; see `quicken`.
+
+    packs: whether its weight is kept in oneDNN's order, once for each direction. The plain one is
+    then given up at the first use; whoever asks for it gets it put together again.
+    """
+
+    packs: bool = False
+    _forward_pack: Tensor | None = None
+    _backward_pack: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self._forward_pack is not None:
+            return self._forward_pack.to_dense()
+        return super().__getattr__(name)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._forward_pack is None and _is_trained(self):
+            return super().forward(input)
+        y: Tensor = _Conv2d.apply(input, self)
+        return y
+
+    def compute(self, x_BIhw: Tensor) -> Tensor:
+        """What the layer gives; not differentiable."""
+        if self._forward_pack is None:
+            if not self._packable(x_BIhw):
+                return super().forward(x_BIhw)
+            self._forward_pack = _packed(self.weight, x_BIhw.shape, self.padding, self.stride)
+            del self.weight
+        return _convolution(x_BIhw, self._forward_pack, self.bias, self.padding, self.stride)
+
+    def input_gradient(self, grad_BOhw: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of an input of that shape."""
+        if self._forward_pack is None or self.stride != (1, 1):
+            return conv2d_input(shape, self.weight, grad_BOhw, self.stride, self.padding)
+        # With stride 1 it is a convolution too: with the kernel turned round.
+        padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
+        rows, columns = (k - 1 - p for k, p in zip(self.kernel_size, padding, strict=True))
+        if self._backward_pack is None:
+            turned = self.weight.transpose(0, 1).flip(2, 3).contiguous()
+            self._backward_pack = _packed(turned, grad_BOhw.shape, (rows, columns), (1, 1))
+        return _convolution(grad_BOhw, self._backward_pack, None, (rows, columns), (1, 1))
+
+    def _packable(self, x: Tensor) -> bool:
+        return (
+            self.packs
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype
+            and onednn_computes(x.dtype)
+        )
+
+
+def quicken(root: nn.Module, *, pack: bool) -> None:
+    """Let the linear and convolution layers of a frozen model be computed as frozen ones.
+
+    The modules, their names and their weights stay what they are; only how they compute changes.
+    Layers of other kinds, and weights in another form (quantized ones), are left alone.
+
+    Args:
+        root: a model in its number format already.
+        pack: keep the convolutions' weights in oneDNN's order where there is oneDNN, for as much
+            memory as they take.
+    """
+    for layer in root.modules():
+        if type(layer) is nn.Linear and _is_dense(layer.weight):
+            layer.__class__ = FrozenLinear
+        elif type(layer) is nn.Conv2d and _is_dense(layer.weight) and _is_simple(layer):
+            layer.__class__ = FrozenConv2d
+            cast("FrozenConv2d", layer).packs = pack
+
+
+def _is_dense(weight: Tensor) -> bool:
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.layout == torch.strided
+    return plain and weight.dtype.is_floating_point
+
+
+def _is_simple(layer: nn.Conv2d) -> bool:
+    if layer.groups != 1 or layer.padding_mode != "zeros" or layer.dilation != (1, 1):
+        return False
+    return not isinstance(layer.padding, str) and all(
+        p < k for p, k in zip(layer.padding, layer.kernel_size, strict=True)
+    )
+
+
+def _is_trained(layer: nn.Linear | nn.Conv2d) -> bool:
+    return layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
+
+
+def _packed(weight: Tensor, shape: torch.Size, padding: Any, stride: Any) -> Tensor:
+    """A convolution's weight in the order that oneDNN wants for inputs of a shape. In that order
+    it serves those of other shapes just as well, as far as could be measured."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.detach(), padding, stride, (1, 1), 1, list(shape)
+    )
+    return packed
+
+
+def _convolution(
+    x: Tensor, packed: Tensor, bias: Tensor | None, padding: Any, stride: Any
+) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, packed, bias, padding, stride, (1, 1), 1, "none", [], ""
+    )
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return matmul(x.flatten(0, -2), layer.weight, layer.bias).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad_TO = grad.flatten(0, -2)
+        return matmul(grad_TO, ctx.layer.weight.t()).unflatten(0, grad.shape[:-1]), None
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenConv2d) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        return layer.compute(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.input_gradient(grad, ctx.shape), None
