@@ -7,8 +7,6 @@ and its own samples never see; the truth is known because the sets are drawn.
 """
 
 import argparse
-import csv
-import platform
 import random
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -26,9 +24,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.quality_rows import Row, append, done, hardware
 from benchmarks.sets import FaceSet, StyleSet, all_sets
+from benchmarks.style_reader import (
+    StyleReader,
+    StyleRecipe,
+    follow,
+    judge,
+    plain_contexts,
+    style_reader,
+)
 from pretraining.captions import describe_context
-from pretraining.looks import Context, Identity, sample_context, sample_identity
+from pretraining.looks import Context, Identity
 from trainer.adapters.file import read_lora
 from trainer.commands.bases import base_facts
 from trainer.commands.sample import load_lora
@@ -46,35 +53,6 @@ TRIGGER = "zqx"
 PROMPTS = 24
 _SAMPLE_SEED = 900_000
 _OTHER_SEED = 500_000
-_READ_SEED = 700_000
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one file of a run gave.
-
-    checkpoint: "last" or "best". likeness, leak: with and without the trigger, 0 = other avatars
-    (for a style flat drawings), 1 = unseen true pictures. following: share of the looks named in
-    the prompts that the reader finds in the samples with the trigger; base_following: the same of
-    the base. looks: share of the subject's own looks that the reader finds, which the choice of the
-    best step does not see; nan for a style. drift: see `trainer.scoring.drift`. copying: share
-    of samples that repeat a photo. seconds: of the whole command.
-    """
-
-    set: str
-    configuration: str
-    seed: int
-    checkpoint: str
-    step: int
-    likeness: float
-    leak: float
-    base_likeness: float
-    following: float
-    base_following: float
-    looks: float
-    drift: float
-    copying: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +88,7 @@ def _text(value: object) -> str:
 
 def contexts() -> list[Context]:
     """What the evaluation prompts ask for: plain backgrounds and places, in no set's photos."""
-    rng = random.Random("quality prompts")
-    found: list[Context] = []
-    while len(found) < PROMPTS:
-        context = sample_context(rng.randrange(10**9))
-        if context.background not in ("stripes", "dots"):
-            found.append(context)
-    return found
+    return plain_contexts(random.Random("quality prompts"), PROMPTS)
 
 
 def prompts(*, triggered: bool, shown: str = "avatar") -> list[PreviewPrompt]:
@@ -139,7 +111,7 @@ def prompts(*, triggered: bool, shown: str = "avatar") -> list[PreviewPrompt]:
 def load_backbone() -> Backbone:
     """A fresh embedded base."""
     facts = base_facts("embedded")
-    device = choose_device("auto", "auto", "auto")
+    device = choose_device("auto", "auto", "sdpa")
     backbone: Backbone = FAMILIES.load(facts.family).load(
         facts, LoadOptions(device.device, device.dtype, device.attention)
     )
@@ -211,15 +183,39 @@ def following(images: Sequence[Image.Image]) -> float:
     return float(np.mean([share for share in shares if share is not None]))
 
 
-def readable(chosen: FaceSet | StyleSet) -> float:
-    """The most that `following` can find for a style: in true drawings of the evaluation prompts,
-    sent through the base's VAE."""
+def style_set(name: str) -> StyleSet:
+    """A style set by name."""
+    chosen = all_sets()[name]
     assert isinstance(chosen, StyleSet)
-    drawn = [
-        chosen.paint(sample_identity(_READ_SEED + number), context, 64)
-        for number, context in enumerate(contexts())
+    return chosen
+
+
+@cache
+def reader_of(style: str) -> StyleReader:
+    """The reader of a style set."""
+    return style_reader(style, style_set(style).paint)
+
+
+def style_scores(chosen: StyleSet, triggered: Sequence[Image.Image]) -> dict[str, float]:
+    """How well samples in a style follow their prompts, beside the base and true drawings."""
+    own = reader_of(chosen.name)
+    asked = [prompt.text for prompt in prompts(triggered=False)]
+    return {
+        "style_following": follow(own.reader, triggered, asked, own.looks),
+        "style_base": follow(reader(), base_pictures().plain, asked, own.looks),
+        "style_true": own.share,
+    }
+
+
+def said_of(style: str) -> str:
+    """Which looks count in a style, as one line."""
+    theirs = judge(reader(), style_set(style).paint, StyleRecipe().fresh)
+    own = reader_of(style)
+    parts = [
+        f"{look} {theirs.by_look[look]:.2f} -> {share:.2f}{'' if look in own.looks else ' (out)'}"
+        for look, share in sorted(own.by_look.items())
     ]
-    return following(softened(drawn))
+    return f"{style}: {', '.join(parts)}; those that count: {own.share:.2f}"
 
 
 def looks_found(images: Sequence[Image.Image], identity: Identity) -> float:
@@ -237,16 +233,17 @@ def measure(chosen: FaceSet | StyleSet, file: Path) -> dict[str, float]:
     load_lora(backbone, read_lora(file))
     triggered = draw(backbone, prompts(triggered=True))
     plain = draw(backbone, prompts(triggered=False))
-    looks = float("nan")
+    own: dict[str, float] = {"looks": float("nan")}
     if isinstance(chosen, FaceSet):
-        looks = looks_found(triggered, chosen.identity)
-    return {
+        own["looks"] = looks_found(triggered, chosen.identity)
+    else:
+        own |= style_scores(chosen, triggered)
+    return own | {
         "likeness": float(np.mean(scale.scorer.score(triggered))),
         "leak": float(np.mean(scale.scorer.score(plain))),
         "base_likeness": float(np.mean(scale.scorer.score(base.triggered))),
         "following": following(triggered),
         "base_following": following(base.triggered),
-        "looks": looks,
         "drift": drift(base.plain, plain, base.reseeded),
         "copying": float(np.mean(scale.copies.copies(triggered))),
     }
@@ -280,32 +277,6 @@ def run(chosen: FaceSet | StyleSet, configuration: Configuration, seed: int) -> 
     return rows
 
 
-def done(path: Path) -> set[tuple[str, str, int]]:
-    """The runs whose rows are there."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as stream:
-        return {(r["set"], r["configuration"], int(r["seed"])) for r in csv.DictReader(stream)}
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row, and the header to a new file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
-
-
-def hardware() -> str:
-    """A short name of what this runs on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-")
-    return f"cpu-{platform.machine()}"
-
-
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -314,13 +285,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="configurations by name")
     parser.add_argument("--sets", nargs="*", help="sets by name, instead of the plan's")
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of the plan's")
-    parser.add_argument("--readable", action="store_true", help="only say how readable styles are")
+    parser.add_argument(
+        "--readable", action="store_true", help="only say what can be read in styles"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.readable:
         for name, chosen in all_sets().items():
-            if chosen.kind == "style":
-                print(f"{name} {readable(chosen):.2f}")
+            if isinstance(chosen, StyleSet):
+                print(said_of(name))
         return
     today = date.today().isoformat()
     results = arguments.results or ROOT / "benchmarks/results" / f"quality_{hardware()}_{today}.csv"

@@ -6,15 +6,21 @@
 import argparse
 import csv
 from collections.abc import Iterable, Sequence
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 
-COLUMNS = {
-    "likeness": "likeness",
-    "leak": "leak",
-    "drift": "drift",
+_COMMON = {"likeness": "likeness", "leak": "leak", "drift": "drift"}
+FACE_COLUMNS = _COMMON | {
     "following": "following",
     "looks": "own looks",
+    "copying": "copies",
+}
+STYLE_COLUMNS = _COMMON | {
+    "style_following": "following",
+    "style_base": "the base's",
+    "style_true": "true drawings'",
+    "following": "all looks",
     "copying": "copies",
 }
 HEAD = """# What settings do
@@ -24,6 +30,11 @@ Means over the seeds of the last step of each run, as `python -m benchmarks.qual
 Likeness and leak: with and without the trigger, 0 = other avatars, 1 = unseen true pictures. Drift:
 how far prompts without the trigger moved. Following: share of the looks named in prompts that are
 found. Own looks: share of the subject's looks that the reader finds; no choice saw it.
+In a style, following asks only for looks that a reader of this style reads right in at least nine
+of ten true drawings of it (`benchmarks/style_reader.py`); beside it stands what the base shows of
+the same looks without trigger and style, and what is found in true drawings. Rows without these
+three were not read by such a reader. All looks: what the trainer's reader finds of every look
+named; it misreads styles that it does not know, so this only compares rows of one set.
 Made by `python -m benchmarks.quality_table`.
 """
 
@@ -44,12 +55,11 @@ def table(rows: Sequence[dict[str, str]], name: str) -> str:
         if row["set"] == name:
             groups.setdefault(row["configuration"], []).append(row)
     face = any(row["looks"] != "nan" for group in groups.values() for row in group)
-    by = "looks" if face else "likeness"
-    columns = [column for column in COLUMNS if face or column != "looks"]
+    by, columns = ("looks", FACE_COLUMNS) if face else ("likeness", STYLE_COLUMNS)
     lines = [
         f"## {name}",
         "",
-        "| configuration | seeds | " + " | ".join(COLUMNS[column] for column in columns) + " |",
+        "| configuration | seeds | " + " | ".join(columns.values()) + " |",
         "| --- |" + " --- |" * (len(columns) + 1),
     ]
     for configuration, group in sorted(groups.items(), key=lambda item: -_mean(item[1], by)):
@@ -63,7 +73,9 @@ def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
 
 
 def _cell(rows: Sequence[dict[str, str]], column: str) -> str:
-    values = [float(row[column]) for row in rows]
+    values = [value for row in rows if not isnan(value := float(row[column]))]
+    if not values:
+        return ""
     text = f"{fmean(values):.2f}"
     if len(values) > 1 and column != "copying":
         text += f" ({min(values):.2f} to {max(values):.2f})"

@@ -94,7 +94,7 @@ def train(
         *words: str, output: Path | None = None, folder: Path | None = None, model: Path = base
     ) -> Outcome:
         flags = [word for word in words if word.startswith("--")]
-        quick = [] if "--resume" in flags else QUICK
+        quick = [] if any(flag.startswith("--resume") for flag in flags) else QUICK
         chosen = [f"--set={word}" for word in (*quick, *words) if not word.startswith("--")]
         return cli(
             *("train", folder or photos, "--base", model, "--output", output or tmp_path / "out"),

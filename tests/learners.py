@@ -80,7 +80,7 @@ def make_learner(base: Path | Backbone, recipe: Recipe = Recipe()) -> Learner:  
             batch_size=recipe.batch_size,
             seed=recipe.seed,
         ),
-        Accelerator(cpu=True),
+        Accelerator(cpu=backbone.device.type == "cpu"),
     )
 
 

@@ -25,12 +25,12 @@ from trainer.report.doctor_page import (
     TEXT_CHARACTERS,
     DoctorPage,
     PhotoCard,
-    harmless,
     is_doctor_page,
     picture_uri,
     render_doctor,
 )
 from trainer.types import Box, Photo, Size
+from trainer.untrusted import printable
 
 EVIL = "<script>alert(1)</script>.png"
 CHROMIUM = next(
@@ -146,10 +146,10 @@ def test_names_captions_and_findings_are_escaped(tmp_path: Path) -> None:
 
 
 def test_characters_that_steer_the_text_are_written_out(tmp_path: Path) -> None:
-    assert harmless("a\u202egpj\x1b[31m\x00.exe") == "a\\u202egpj\\x1b[31m\\x00.exe"
-    assert harmless("\udcff.png") == "\N{REPLACEMENT CHARACTER}.png"
+    assert printable("a\u202egpj\x1b[31m\x00.exe") == "a\\u202egpj\\x1b[31m\\x00.exe"
+    assert printable("\udcff.png") == "\N{REPLACEMENT CHARACTER}.png"
     kept = "zoë 写真 👩‍🚀\nשלום"
-    assert harmless(kept) == kept
+    assert printable(kept) == kept
     photo = verdict(tmp_path / "a\u202egnp.exe", caption="dark\u2066side\x07")
     html = render_doctor(page_of(diagnosis(tmp_path, photo)))
     assert not re.search("[\u202e\u2066\x07]", html)

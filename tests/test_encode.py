@@ -28,6 +28,7 @@ from trainer.families.detect import inspect_base
 from trainer.families.sd1 import FAMILY
 from trainer.training import encode, prior
 from trainer.training.encode import EncodeOptions, encode_photos
+from trainer.training.finite import only_finite
 from trainer.training.prior import PriorOptions, draw_prior
 from trainer.types import Box, Bucketed, CachedSample, Captioned, Face, Photo, Size, Variant
 
@@ -446,9 +447,11 @@ def test_numbers_that_are_none_are_said_and_not_kept(
     nothing = torch.full((1, 4, 8, 8), float("nan"))
     monkeypatch.setattr(watched.backbone, "encode_pixels", lambda *_: nothing)
     cache = TensorCache(tmp_path / "cache")
-    with pytest.raises(DeviceError, match=r"The VAE cannot encode 00[01]\.png") as caught:
-        run(photos, watched, cache)
+    samples = run(photos, watched, cache)
+    with pytest.raises(DeviceError, match=r"cannot encode 2 of the photos") as caught:
+        only_finite(photos, samples, skip_bad=True, say=print)
     assert "model.precision=fp32" in str(caught.value)
+    assert "000.png: its latents" in str(caught.value)
     assert "latents" not in {entry.kind for entry in list_entries(tmp_path / "cache").entries}
 
 

@@ -17,7 +17,7 @@ from tests.single_files import ldm_tensors, save, small_modules
 from tests.tiny import save_tiny, tiny_pipeline, tiny_tokenizer
 from trainer.diffusion.schedule import schedule_from_config
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, BaseFacts, LoadOptions
+from trainer.families import FAMILIES, AttentionFacts, BaseFacts, LoadOptions
 from trainer.families.detect import inspect_base
 from trainer.families.sd1 import FAMILY
 from trainer.training.preview import decode, draw_latents
@@ -77,6 +77,7 @@ def test_the_tiny_base_is_recognised(base: Path) -> None:
         prediction="epsilon",
         fits_real=False,
         embedded=False,
+        attention=AttentionFacts(heads=2, head_width=8, latents_per_token=1),
     )
 
 
@@ -271,8 +272,7 @@ def test_parts_that_are_released_come_back_when_they_are_used(
     backbone.release("vae", "text_encoder")
     assert not any(places.values())  # on the processor there is nowhere to go
 
-    gpu = property(lambda self: torch.device("cuda:0"))
-    monkeypatch.setattr(type(backbone.components["unet"]), "device", gpu)
+    monkeypatch.setattr(backbone, "device", torch.device("cuda:0"))
     with backbone.complete():
         assert not any(places.values())
     backbone.release("vae", "text_encoder", "text_encoder_2")

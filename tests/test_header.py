@@ -29,10 +29,11 @@ from tests.single_files import Modules, ldm_tensors, save, small_modules
 from trainer.errors import ModelError
 from trainer.families import FAMILIES
 from trainer.families.detect import file_facts, inspect_base, shapes_of
-from trainer.families.header import MAXIMUM_HEADER_BYTES, Header, TensorInfo, read_header
+from trainer.families.header import Header, TensorInfo, read_header
 from trainer.families.kinds import Kind, identify, identify_configs
 from trainer.families.ldm import text_sources, unet_sources, vae_sources
 from trainer.families.sizes import shipped_config, text_config, unet_config, vae_config
+from trainer.untrusted import HEADER_BYTES
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -435,7 +436,7 @@ def test_a_file_that_is_cut_off_says_how_much_is_there(
 
 def test_a_header_of_no_measure_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes((MAXIMUM_HEADER_BYTES + 1).to_bytes(8, "little") + b"{" + b" " * 100)
+    path.write_bytes((HEADER_BYTES + 1).to_bytes(8, "little") + b"{" + b" " * 100)
     assert "no model" in refused(path).what
 
 

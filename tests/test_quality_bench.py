@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import quality
-from benchmarks.quality import Configuration, Row, read_plan
+from benchmarks.quality import Configuration, read_plan
+from benchmarks.quality_rows import Row
 from benchmarks.sets import FaceSet, all_sets
 from pretraining.looks import HELD_OUT_HAIR_STYLE, HELD_OUT_MARK, HELD_OUT_SKIN, sample_identity
 from trainer.scoring import SCORERS

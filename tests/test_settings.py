@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import unhurried
+from trainer.config.known_names import KNOWN_ELSEWHERE
 from trainer.config.presets import preset_path, prompts_path, shipped_folder
 from trainer.config.reader import (
-    KNOWN_ELSEWHERE,
     Layer,
     Resolved,
     build_config,

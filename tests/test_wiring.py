@@ -5,6 +5,7 @@ The list comes from the settings themselves, so a new setting fails here until i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ from tests.runs import files_in, metrics_of, run_cli, save_photos
 from tests.tiny import save_tiny_sdxl
 from trainer.adapters.file import read_lora
 from trainer.config.settings import section_models
+from trainer.errors import OutputError
+from trainer.training.learner import Learner
+from trainer.training.state import save_checkpoint
 
 ALL_SETTINGS = [
     f"{section}.{name}"
@@ -34,6 +38,9 @@ PRIOR = ("objective.prior_weight=1",)
 DRAWN = ("preview.every_steps=2",)
 DESCRIBED = ("caption.captioner_folder={captioner}",)
 FURTHER = "data.sets=[{folder='{below}'}]"
+# A seed whose third batch has a loss that is not a number (`spoilt_batch`).
+SPOILT_SEED = 13
+SPOILT = f"run.seed={SPOILT_SEED}"
 SHUFFLED = ("caption.shuffle_tags=true",)
 # Settings whose other value here is refused, since the machine or the set lacks what it names.
 REFUSED = {
@@ -47,6 +54,7 @@ REFUSED = {
     "model.tokenizer",
     "preview.scorer",
     "preview.scorer_folder",
+    "adapter.init",
 }
 CHANGES: dict[str, tuple[str, ...]] = {
     "data.resolution": ("data.resolution=48",),
@@ -100,7 +108,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.device": ("model.device=cuda",),
     "model.precision": ("model.precision=bf16",),
     "model.checkpointing": ("model.checkpointing=true",),
+    "model.weights": ("model.weights=int8",),
     "model.attention": ("model.attention=eager",),
+    "model.fast": ("model.fast=off",),
     "adapter.kind": ("adapter.kind=nothing",),
     "adapter.rank": ("adapter.rank=3",),
     "adapter.alpha": ("adapter.alpha=1",),
@@ -113,6 +123,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "adapter.exclude": ("adapter.exclude=['*attn2*']",),
     "adapter.blocks": ("adapter.blocks=[{pattern='*attn2*', rank=3, rate=0.5}]",),
     "adapter.save_precision": ("adapter.save_precision=fp32",),
+    "adapter.init": ("adapter.init=missing.safetensors",),
     "optimizer.name": ("optimizer.name=nothing",),
     "optimizer.learning_rate": ("optimizer.learning_rate=0.001",),
     "optimizer.text_encoder_learning_rate": ("optimizer.text_encoder_learning_rate=0.001",),
@@ -141,7 +152,12 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "run.total_steps": ("run.total_steps=3",),
     "run.stop_at_step": ("run.stop_at_step=1",),
     "run.save_every_steps": ("run.save_every_steps=1",),
+    "run.save_every_minutes": ("run.save_every_minutes=1e-9", "run.keep_checkpoints=9"),
     "run.keep_checkpoints": ("run.keep_checkpoints=1",),
+    "run.save_retry_minutes": ("run.save_retry_minutes=0",),
+    "run.fallback_folder": ("run.fallback_folder={away}", "run.save_retry_minutes=0"),
+    "run.tolerated_bad_steps": ("run.tolerated_bad_steps=1", SPOILT),
+    "run.log_every_steps": ("run.log_every_steps=2", "run.stop_at_step=3"),
     "run.seed": ("run.seed=1",),
     "run.threads": ("run.threads=2", "run.total_steps=1"),
     "run.tensorboard": ("run.tensorboard=true",),
@@ -206,14 +222,18 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             .replace("{other_prompts}", str(other))
             .replace("{captioner}", str(captioner))
             .replace("{sdxl}", str(sdxl))
+            .replace("{away}", str(home / "away"))
             .replace("{below}", ((broken_set if broken else whole) / "below").as_posix())
             for word in words
         ]
+        away = len([*(home / "away").glob("*")])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LIKENESS_CACHE", str(cache))
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             workers, downloads = counted_workers(patch), counted_downloads(patch, base)
             checkpointed = counted_checkpointing(patch)
+            fail_first_saves(patch)
+            spoilt_batch(patch)
             code = run_cli(
                 *("train", broken_set if broken else whole, "--output", output),
                 *(f"--set={word}" for word in words),
@@ -223,6 +243,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             "workers": workers,
             "downloads": downloads,
             "checkpointed": bool(checkpointed),
+            "saved away": len([*(home / "away").glob("*")]) > away,
         }
         torch.set_num_threads(1)
         seen[key] |= observed(output)
@@ -262,6 +283,31 @@ def counted_checkpointing(patch: pytest.MonkeyPatch) -> list[object]:
     name = "enable_gradient_checkpointing"
     patch.setattr(UNet2DConditionModel, name, lambda unet: told.append(unet))
     return told
+
+
+def spoilt_batch(patch: pytest.MonkeyPatch) -> None:
+    """The third batch of runs with `SPOILT_SEED` has a loss that is not a number."""
+    loss_of = Learner.loss
+
+    def loss(learner: Learner, index: int) -> torch.Tensor:
+        spoilt = learner.objective.seed == SPOILT_SEED and index == 2
+        return loss_of(learner, index) * (math.nan if spoilt else 1.0)
+
+    patch.setattr(Learner, "loss", loss)
+
+
+def fail_first_saves(patch: pytest.MonkeyPatch) -> None:
+    """Every save fails at first, as on a disk that is full for a moment."""
+    tried: set[int] = set()
+
+    def save(folder: Path, learner: Learner, step: int, *rest: Any, **options: Any) -> Path:
+        if step not in tried:
+            tried.add(step)
+            raise OutputError("The disk is full.", where=str(folder))
+        return save_checkpoint(folder, learner, step, *rest, **options)
+
+    patch.setattr("trainer.training.saving.save_checkpoint", save)
+    patch.setattr("trainer.training.saving.RETRY_SECONDS", 0.0)
 
 
 def observed(output: Path) -> dict[str, Any]:

@@ -7,15 +7,19 @@ Nothing heavy is imported before a command is chosen.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 from trainer.errors import Stopped, TrainerError
 from trainer.parser import build_parser
+from trainer.untrusted import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = parser.parse_args(given)
+        with _said_once():
+            options = parser.parse_args(given)
     except SystemExit as exit_:  # argparse has printed the reason, or the help
         return int(exit_.code or 0)
     _quiet_libraries()
     try:
         return _run(options, given)
     except Stopped as stopped:
-        print(stopped.message, file=sys.stderr)
+        print(printable(stopped.message), file=sys.stderr)
         return stopped.exit_code
     except TrainerError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -45,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(
             f"\nA file could not be read or written: {error.strerror or error}\n"
-            f"  {error.filename or ''}\nFree some space or make the folder writable; a training "
-            "goes on from its last checkpoint with --resume.",
+            f"  {printable(str(error.filename or ''))}\n"
+            "Free some space or make the folder writable; a training goes on from its last "
+            "checkpoint with --resume.",
             file=sys.stderr,
         )
         return 1
@@ -68,6 +74,16 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     return calls[options.command](options, given) or 0
 
 
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Of processes that train together, the first one says what is wrong with the command line."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
 def _train(options: argparse.Namespace, given: Sequence[str]) -> None:
     from trainer.commands import train
     from trainer.commands.decide import Request
@@ -82,8 +98,11 @@ def _train(options: argparse.Namespace, given: Sequence[str]) -> None:
             config=options.config,
             overrides=_overrides(options),
             output=options.output,
-            resume=options.resume,
+            resume=options.resume is not None,
+            resume_from=Path(options.resume) if options.resume else None,
+            init=options.init,
             overwrite=options.overwrite,
+            preflight=options.preflight,
             command=_quoted(["likeness", *given]),
         )
     )
@@ -212,7 +231,8 @@ def _unexpected(error: Exception) -> int:
     ) as file:
         file.write("".join(traceback.format_exception(error)))
     print(
-        f"\nSomething went wrong that should not have: {type(error).__name__}: {error}\n"
+        "\nSomething went wrong that should not have: "
+        f"{printable(f'{type(error).__name__}: {error}')}\n"
         f"  {file.name}\n"
         "That file holds the details; please send it with a report. Nothing of yours was changed.",
         file=sys.stderr,

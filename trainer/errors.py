@@ -7,13 +7,16 @@
     ├── ModelError          a base model that cannot be used
     ├── FileFormatError     a LoRA file or checkpoint that cannot be used
     ├── OutputError         the output folder cannot be written or holds a run already
-    └── DeviceError         the device or precision asked for is not to be had
+    ├── DeviceError         the device or precision asked for is not to be had
+    └── TeamError           another process of the run has ended, or differs
     Stopped                 exit code 130 or 143: stopped by the user, after saving
 
 Each says what happened, where (the file or setting), and what to do.
 """
 
 from __future__ import annotations
+
+from trainer.untrusted import printable
 
 
 class TrainerError(Exception):
@@ -38,7 +41,7 @@ class TrainerError(Exception):
         lines += [f"  {line}" for line in self.where.splitlines()]
         if self.fix:
             lines.append(self.fix)
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class UsageError(TrainerError):
@@ -69,6 +72,18 @@ class OutputError(TrainerError):
 
 class DeviceError(TrainerError):
     """The device, precision or attention backend asked for is not to be had."""
+
+
+class TeamError(TrainerError):
+    """Of the processes that train together, one has ended or differs from the others.
+
+    Args:
+        exit_code: that of the process that ended first.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", exit_code: int = 1) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.exit_code = exit_code
 
 
 class Stopped(Exception):

@@ -70,9 +70,28 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument(
         "--output", type=Path, metavar="DIR", help="output folder (default: a new one in runs/)"
     )
-    train.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="go on with a run that was stopped, from its newest checkpoint; or from that of "
+        "another run folder, or from one checkpoint",
+    )
+    train.add_argument(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="start from this LoRA file, of any trainer; rank and layers are its own",
+    )
     train.add_argument(
         "--overwrite", action="store_true", help="replace the run in the output folder"
+    )
+    train.add_argument(
+        "--preflight",
+        action="store_true",
+        help="make one step of the largest bucket and one sample, say what memory and time the run "
+        "would take, and end; nothing is written but the cache",
     )
 
 

@@ -8,7 +8,6 @@ A model's `config.json` may say what it is asked, by what is learned from the ph
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from trainer.captioners.asking import Family, family_of
 from trainer.captioners.places import find_model, reason_of
 from trainer.errors import ModelError
 from trainer.types import Photo
+from trainer.untrusted import CONFIG_BYTES, read_json
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 # What transformers raises on folders that hold something else, or lack something.
@@ -233,7 +233,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ModelError: there is none, or it is of no model that transformers knows.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", CONFIG_BYTES)
     except FileNotFoundError as error:
         raise ModelError(
             "There is no captioner in this folder.",

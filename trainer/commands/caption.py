@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.captioners import GENERAL_THRESHOLD, Captioner, CaptionerOptions
 from trainer.commands.describe import OWN, open_captioner, require_captioner
+from trainer.commands.terminal import Terminal
 from trainer.data.captions import find_sidecars, read_sidecar, write_sidecar
 from trainer.data.decode import WHITE, decode_upright, shown
 from trainer.data.listing import stem_key
@@ -68,7 +69,7 @@ def run(request: Request) -> None:
         Stopped: by Ctrl-C.
     """
     options = _options(request)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     scan = scan_folder(request.photos, recursive=request.recursive)
     photos = require_usable(scan, skip_bad=True)
     for problem in scan.problems:

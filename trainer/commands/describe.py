@@ -134,7 +134,7 @@ def open_captioner(
         whose = f"the {name} captioner in {shown(options.model)}{fetched}"
     console.print(f"Describing photos with {whose}", markup=False, highlight=False, soft_wrap=True)
     if name in (OWN, *WITH_MODEL):
-        chosen = choose_device(device, "fp32" if name == OWN else "auto", "auto")
+        chosen = choose_device(device, "fp32" if name == OWN else "auto", "sdpa")
         options = replace(options, device=chosen.device, half=chosen.dtype)
     return load(options)
 

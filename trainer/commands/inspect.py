@@ -7,11 +7,8 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from unicodedata import category
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from trainer.adapters.file import FileHashes, LoraFile, file_hashes
 from trainer.adapters.flaws import flaws
@@ -19,6 +16,8 @@ from trainer.adapters.loaders import LoaderVerdict, verdicts
 from trainer.adapters.outline import check_values, read_outline
 from trainer.adapters.outside import read_foreign
 from trainer.adapters.summary import LoraSummary, summarize
+from trainer.commands.terminal import Terminal
+from trainer.untrusted import on_one_line
 
 _SETTINGS_KEY = "likeness.settings"
 # What is shown of a stranger's metadata: names, and characters of a name and of a value.
@@ -172,30 +171,20 @@ def _picture(value: str) -> str:
     return f"a picture ({kind}, {len(data) * 3 // 4:,} bytes)"
 
 
-def _printable(text: str) -> str:
-    """Control characters as escapes: a file's metadata must not steer the terminal."""
-    return "".join(
-        c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
 def _print_plain(sections: list[Section]) -> None:
     for title, rows in sections:
         print(title)
         for name, value in rows:
-            print(
-                f"  {_printable(name)}: {_printable(value)}" if name else f"  {_printable(value)}"
-            )
+            line = f"  {name}: {value}" if name else f"  {value}"
+            print(on_one_line(line))
 
 
 def _print_rich(sections: list[Section]) -> None:
-    console = Console()
+    console = Terminal()
     for title, rows in sections:
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         table.add_column(overflow="fold", style="cyan")
         table.add_column(overflow="fold", ratio=1)
         for name, value in rows:
-            # Text, not str: square brackets in metadata are no colours.
-            table.add_row(Text(_printable(name)), Text(_printable(value)))
+            table.add_row(on_one_line(name), on_one_line(value))
         console.print(table)

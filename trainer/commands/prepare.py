@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
+from trainer.commands.terminal import Terminal
 from trainer.config.photo_settings import DataSettings
 from trainer.config.reader import build_config, override_layer, parse_override, read_toml
 from trainer.doctor import words
@@ -59,7 +59,7 @@ def run(request: Request) -> int:
     if request.page is not None:
         require_page_place(request.page, request.photos)
     # Progress goes beside the result, so that `--json` prints the object and nothing else.
-    aside = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    aside = Terminal(stderr=True, soft_wrap=True)
     diagnosis = check(request, aside)
     page = request.page
     if page is None and not request.json:
@@ -84,7 +84,7 @@ def show(diagnosis: Diagnosis, page: Path | None) -> None:
         for line in [*words.lines(diagnosis), last]:
             print(line)
         return
-    console = Console(highlight=False)
+    console = Terminal()
     tables = (
         words.table(diagnosis, console.width),
         words.whole_table(diagnosis, console.width),

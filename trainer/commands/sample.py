@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from torch.nn import Conv2d, Linear
 
 from trainer.adapters.attach import Attached, attach
 from trainer.adapters.file import LoraFile, read_lora
 from trainer.adapters.naming import DOWN, from_kohya, names_in
 from trainer.commands.bases import EMBEDDED_NAME, base_facts
+from trainer.commands.terminal import Terminal
 from trainer.errors import FileFormatError, OutputError, UsageError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.training.device import choose_device
 from trainer.training.export import naming_for
 from trainer.training.preview import PreviewPrompt, draw, save_preview
 from trainer.types import Size
+
+_LARGEST_RANK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Request:
 
 def run(request: Request) -> None:
     """Draw every prompt `count` times, with seeds counting up, and say where the pictures are."""
-    console = Console()
+    console = Terminal()
     _check(request)
     file = read_lora(request.file)
     facts = base_facts(
@@ -50,7 +52,7 @@ def run(request: Request) -> None:
         vae=Path(request.vae).expanduser() if request.vae else None,
         tokenizer=Path(request.tokenizer).expanduser() if request.tokenizer else None,
     )
-    device = choose_device("auto", "auto", "auto")
+    device = choose_device("auto", "auto", "sdpa")
     backbone: Backbone = FAMILIES.load(facts.family).load(
         facts, LoadOptions(device.device, device.dtype, device.attention)
     )
@@ -80,7 +82,7 @@ def run(request: Request) -> None:
         for prompt, image in zip(prompts, images, strict=True):
             path = _free_path(request.output, request.file.stem, prompt.seed)
             save_preview(path, image, prompt, model=facts.name, sampler=sampler)
-            console.print(f"{path}  {prompt.text}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{path}  {prompt.text}", soft_wrap=True)
     except OSError as error:
         raise OutputError(
             f"The picture cannot be written: {error.strerror or error}",
@@ -102,7 +104,7 @@ def load_lora(backbone: Backbone, file: LoraFile) -> list[Attached]:
         paths = [path for path, layer in root.named_modules() if isinstance(layer, Linear | Conv2d)]
         found = names_in(file.tensors, paths, naming)
         used |= set(found.values())
-        ranks = {path: int(file.tensors[f"{name}.{DOWN}"].shape[0]) for path, name in found.items()}
+        ranks = {path: _rank(file, name) for path, name in found.items()}
         for rank in sorted(set(ranks.values())):
             of_rank = [path for path, own in ranks.items() if own == rank]
             layers = attach(root, of_rank, rank=rank, alpha=float(rank), seed=0)
@@ -123,6 +125,18 @@ def load_lora(backbone: Backbone, file: LoraFile) -> list[Attached]:
             "'likeness inspect FILE' says which that is.",
         )
     return attached
+
+
+def _rank(file: LoraFile, name: str) -> int:
+    """The rank of a layer; made before its other numbers are looked at, so it has to be one."""
+    down = file.tensors.get(f"{name}.{DOWN}")
+    if down is None or down.ndim < 2 or not down.numel() or down.shape[0] > _LARGEST_RANK:
+        raise FileFormatError(
+            "A layer of the LoRA file is not a plain LoRA.",
+            where=f"{file.path}\n{name}",
+            fix="'likeness inspect FILE' says which programs can draw with it.",
+        )
+    return int(down.shape[0])
 
 
 def _base_of(file: LoraFile) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 
-import torch
 from rich.console import Console
 
-from trainer.commands.decide import Request, decide
+from trainer.adapters.file import Verified
+from trainer.commands.decide import Request, decide, require_own
+from trainer.commands.follow import follow
+from trainer.commands.preflight import preflight
+from trainer.commands.terminal import Terminal
 from trainer.config.reader import to_toml
-from trainer.errors import DeviceError, Stopped, TrainerError
+from trainer.errors import Stopped, UsageError
 from trainer.training.export import export_lora, keep_best
 from trainer.training.finish import (
     best_words,
@@ -20,17 +26,27 @@ from trainer.training.finish import (
     write_sheet,
 )
 from trainer.training.gallery import Gallery, open_gallery
-from trainer.training.loop import train
+from trainer.training.job import Job
+from trainer.training.lock import FolderLock
+from trainer.training.loop import StepDone, train
+from trainer.training.memory import (
+    helps_training,
+    is_memory_full,
+    left_out,
+    let_go,
+    memory_error,
+)
 from trainer.training.reports import (
     MetricsFile,
     Reporter,
     TensorBoardReporter,
     TerminalReporter,
 )
-from trainer.training.run_folder import clear_run, holds_run, write_text
+from trainer.training.run_folder import RunFolder, clear_run, holds_run, sweep, write_text
+from trainer.training.saving import Saver, in_folder
 from trainer.training.session import Session, open_session
-from trainer.training.state import save_checkpoint
-from trainer.training.stop import StopSignal
+from trainer.training.stop import StopNow, StopSignal
+from trainer.training.team import Team, open_team
 
 
 def run(request: Request) -> None:
@@ -39,104 +55,180 @@ def run(request: Request) -> None:
     Raises:
         TrainerError: anything the user can do something about; what is wrong with the request
             itself is said before anything is loaded.
-        Stopped: after saving, when the user asked for it.
+        Stopped: when the user asked for it; what was learned until then is saved.
     """
-    try:
-        _run(request, Console(markup=False))
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            "The GPU's memory is full.",
-            where=str(error).splitlines()[0],
-            fix="What helps most: --set model.checkpointing=true, --set data.batch_size=1, "
-            "--set adapter.text_encoder=false. Close other programs that use the GPU.",
-        ) from error
+    with open_team(_say_at_once) as team:
+        if request.preflight and team.size > 1:
+            raise UsageError(
+                "--preflight measures one process.",
+                fix="Start it without torchrun; each of several processes takes as much.",
+            )
+        _run_explained(request, team)
 
 
-def _run(request: Request, console: Console) -> None:
-    job = decide(request, console)
-    started_at = time.time()
+def _say_at_once(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _run_explained(request: Request, team: Team) -> None:
+    stop = StopSignal()
     try:
-        session = open_session(job, console, resume=request.resume)
-    except TrainerError:
+        with stop:
+            if team.leader:
+                _run(request, Terminal(), stop, team)
+            else:
+                follow(request, stop, team)
+    except KeyboardInterrupt:
+        raise Stopped(
+            stop.number or signal.SIGINT,
+            "\nStopped. What was saved before stays: go on with the same command and --resume.",
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
+        let_go(error)
+        raise memory_error("working on the run", (), error) from error
+
+
+def _run(request: Request, console: Console, stop: StopSignal, team: Team) -> None:
+    job = decide(request, console, team.size)
+    if request.preflight:
+        preflight(job, console, resume=request.resume)
+        return
+    root = job.folder.root
+    team.told(str(root))
+    try:
+        with FolderLock(root) as lock:
+            for notice in lock.notices:
+                console.print(notice, style="yellow", soft_wrap=True)
+            require_own(request, job.folder)  # once more: another run may have ended just now
+            _run_in_folder(request, job, lock, stop, console, team)
+    finally:
         with suppress(OSError):  # an empty folder is not left behind; one that holds something is
-            job.folder.root.rmdir()
-        raise
+            root.rmdir()
+
+
+def _run_in_folder(
+    request: Request, job: Job, lock: FolderLock, stop: StopSignal, console: Console, team: Team
+) -> None:
+    """Everything that happens while the folder is locked."""
+    started_at = time.time()
+    if holds_run(job.folder.root):
+        sweep(job.folder)
+    session = open_session(job, console, resume=request.resume, team=team)
     # Everything is known to be right: only now an older run goes, and the folder holds this one.
     if request.overwrite and holds_run(job.folder.root):
         clear_run(job.folder)
     write_text(job.folder.settings, to_toml(job.config, job.origins))
-    gallery = open_gallery(session)
+
+    def say(words: str) -> None:
+        console.print(words, style="yellow", highlight=False, soft_wrap=True)
+
+    saver = Saver(session, lock, stop, started_at, say)
+    gallery = None
+    with left_out("samples, so there will be no scores either", say):
+        gallery = open_gallery(session)
     start = session.start_step
     if gallery is not None:
         if start not in gallery.steps and gallery.due(start):
-            _preview(gallery, start, console)  # the run was stopped between saving and drawing
-        _keep_best(gallery, start, started_at)
+            _preview(gallery, start, saver, console)  # stopped between saving and drawing
+        _keep_best(gallery, start, saver, console)
     if session.start_step < session.plan.last_step:
-        _train(session, gallery, console, started_at)
+        _train(session, gallery, saver, stop, console)
     if session.plan.last_step < session.plan.total_steps:
         console.print(
             f"Stopped at step {session.plan.last_step} of {session.plan.total_steps}, as asked by "
-            f"run.stop_at_step. Go on with: {_resume_words(session)}",
+            f"run.stop_at_step. {saver.way_on}",
             highlight=False,
             soft_wrap=True,
         )
         return
-    _finish(session, gallery, console, started_at)
+    _finish(session, gallery, saver, console)
 
 
-def _train(session: Session, gallery: Gallery | None, console: Console, started_at: float) -> None:
+def _train(
+    session: Session,
+    gallery: Gallery | None,
+    saver: Saver,
+    stop: StopSignal,
+    console: Console,
+) -> None:
     """The loop with everything that happens beside a step, in the order in which it happens."""
-    job, plan = session.job, session.plan
+    job, plan, team = session.job, session.plan, session.team
     reporters: list[Reporter] = [
         TerminalReporter(console, plan.last_step, session.start_step),
         MetricsFile(job.folder.metrics, session.start_step),
     ]
     if job.config.run.tensorboard:
         reporters.append(TensorBoardReporter(job.folder.root / "tensorboard"))
-    step = session.start_step
     try:
-        with StopSignal() as stop:
-            for report in train(session.learner, plan, session.start_step):
+        with stop.noted():
+            for report in _steps(session, saver):
                 step = report.step
-                for reporter in reporters:
-                    reporter.step(report)
-                last = step == plan.last_step
-                if last or stop.number or step % job.config.run.save_every_steps == 0:
-                    _save(session, step)
-                    if step < plan.total_steps:
-                        path = job.folder.step_lora(step)
-                        export_lora(session, path, step=step, started_at=started_at, thumbnail=None)
-                if stop.number:
+                # As a name of its own: a signal may come at any moment, and all go by the same one.
+                number = team.stop(stop.number)
+                _tell(report, reporters, saver, console)
+                if saver.due(step) or number:
+                    saver.save(step)
+                if gallery is not None and gallery.due(step) and not number:
+                    # Alone, nobody waits for this process to come to its next step.
+                    with suppress(StopNow), stop.at_once() if team.size == 1 else nullcontext():
+                        _preview(gallery, step, saver, console)
+                        _keep_best(gallery, step, saver, console)
+                    number = stop.number if team.size == 1 else 0
+                if number:
+                    if saver.saved_step != step:  # it was stopped while it drew
+                        saver.save(step)
                     raise Stopped(
-                        stop.number,
+                        number,
                         f"\nStopped after step {step} of {plan.total_steps}; everything is saved "
-                        f"in {job.folder.root}.\nGo on with: {_resume_words(session)}",
+                        f"in {saver.folder.root}.\n{saver.way_on}",
                     )
-                if gallery is not None and gallery.due(step):
-                    _preview(gallery, step, console)
-                    if _keep_best(gallery, step, started_at):
-                        best = job.folder.best_lora.name
-                        console.print(f"  the best step so far: {best}", highlight=False)
     finally:
         for reporter in reporters:
-            reporter.close()
+            with saver.aside("closing what reports the steps"):
+                reporter.close()
 
 
-def _save(session: Session, step: int) -> None:
-    save_checkpoint(
-        session.job.folder.checkpoints,
-        session.learner,
-        step,
-        session.facts,
-        keep=session.job.config.run.keep_checkpoints,
-    )
+def _tell(report: StepDone, reporters: Sequence[Reporter], saver: Saver, console: Console) -> None:
+    """What a step has to say: its numbers, and what went wrong."""
+    for numbers in report.read:
+        for reporter in reporters:
+            with saver.aside(f"the {reporter.what}"):
+                reporter.step(numbers)
+    for sentence in report.said:
+        console.print(f"  {sentence}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def _preview(gallery: Gallery, step: int, console: Console) -> None:
-    """Draw, score and lay out the samples of a step."""
-    gallery.draw_step(step)
+def _steps(session: Session, saver: Saver) -> Iterator[StepDone]:
+    """The steps of the training. When the memory is full, the last whole one is saved."""
+    learner, guard = session.learner, session.guard
+    try:
+        yield from train(learner, session.plan, session.start_step, guard, session.team)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
+        let_go(error)
+        if guard.whole and guard.step > saver.saved_step:
+            saver.save(guard.step)
+        saved = f"Step {saver.saved_step} is saved. {saver.way_on}" if saver.saved_step else ""
+        helps = helps_training(session.job, session.device, session.backbone)
+        raise memory_error("training", helps, error, saved) from error
+
+
+def _preview(gallery: Gallery, step: int, saver: Saver, console: Console) -> None:
+    """Draw, score and lay out the samples of a step, if the memory suffices."""
+    with left_out("samples", saver.say):
+        _draw(gallery, step, saver, console)
+
+
+def _draw(gallery: Gallery, step: int, saver: Saver, console: Console) -> None:
+    with saver.aside("the files of the samples"):
+        gallery.draw_step(step)
+    with saver.aside("the file of their scores"):
+        gallery.score(step)
     words = f"  step {step}: samples drawn"
-    if scores := gallery.score(step):
+    if scores := next((row for row in gallery.scores if row.step == step), None):
         kind = "likeness" if gallery.session.job.config.run.kind == "face" else "style"
         words += (
             f"; {kind} with the trigger {scores.trigger:.2f}, without {scores.plain:.2f}, "
@@ -153,39 +245,49 @@ def _preview(gallery: Gallery, step: int, console: Console) -> None:
             "or the precision.",
             style="yellow",
         )
-    write_sheet(gallery)
+    with saver.aside("the contact sheet"):
+        write_sheet(gallery)
 
 
-def _keep_best(gallery: Gallery, step: int, started_at: float) -> bool:
+def _keep_best(gallery: Gallery, step: int, saver: Saver, console: Console) -> None:
     """Have the best step so far in a file of its own; `step`: of the weights as they are now."""
     choice = gallery.choice
     best = choice.best.step if choice else None
-    return keep_best(
-        gallery.session,
-        best,
-        now=step,
-        started_at=started_at,
-        thumbnail=None if best is None else gallery.steps[best].shown[0],
-    )
+    thumbnail = None if best is None else gallery.steps[best].shown[0]
+    with saver.aside("the file of the best step"):
+        if keep_best(
+            gallery.session, best, now=step, started_at=saver.started_at, thumbnail=thumbnail
+        ):
+            name = gallery.session.job.folder.best_lora.name
+            console.print(f"  the best step so far: {name}", highlight=False)
 
 
-def _finish(session: Session, gallery: Gallery | None, console: Console, started_at: float) -> None:
+def _finish(session: Session, gallery: Gallery | None, saver: Saver, console: Console) -> None:
     """Sheet, file, report: the LoRA file comes last, so that its being there means done."""
-    job = session.job
     sheet = thumbnail = None
     if gallery is not None:
-        sheet = write_sheet(gallery)
+        with saver.aside("the contact sheet"):
+            sheet = write_sheet(gallery)
         thumbnail = gallery.steps[max(gallery.steps)].shown[0]
-    verified = export_lora(
-        session,
-        job.folder.unfinished_lora,
-        step=session.plan.total_steps,
-        started_at=started_at,
-        thumbnail=thumbnail,
-    )
-    write_report(session, gallery, verified, sheet)
-    job.folder.unfinished_lora.replace(job.folder.lora)
-    write_cards(session, gallery, thumbnail)
+    last = session.plan.total_steps
+
+    def write(folder: RunFolder) -> Verified:
+        place, path = in_folder(session, folder), folder.unfinished_lora
+        at = saver.started_at
+        return export_lora(place, path, step=last, started_at=at, thumbnail=thumbnail)
+
+    def give_name(folder: RunFolder) -> None:
+        if not folder.unfinished_lora.exists():
+            write(folder)
+        folder.unfinished_lora.replace(folder.lora)
+
+    verified = saver.persist("the LoRA file", write)
+    with saver.aside("the report"):
+        write_report(in_folder(session, saver.folder), gallery, verified, sheet)
+    saver.persist("the LoRA file", give_name)
+    job = in_folder(session, saver.folder).job
+    with saver.aside("the files that A1111 shows"):
+        write_cards(in_folder(session, saver.folder), gallery, thumbnail)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -198,11 +300,8 @@ def _finish(session: Session, gallery: Gallery | None, console: Console, started
     )
     for line in best_words(job, gallery):
         say(line)
-    say(f"Report     {job.folder.report}")
+    for line in session.guard.words():
+        say(f"Note       {line}")
+    if job.folder.report.exists():
+        say(f"Report     {job.folder.report}")
     say(f"Learned    {learned(job, gallery)}")
-
-
-def _resume_words(session: Session) -> str:
-    """The command that goes on with this run; its settings are remembered in its folder."""
-    job = session.job
-    return f'likeness train "{job.source}" --output "{job.folder.root}" --resume'

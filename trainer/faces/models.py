@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import ConfigError, ModelError
+from trainer.untrusted import read_bounded
+
+# The larger of the two has 39 MB.
+_MOST_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,10 @@ def unusable_model(published: Published, file: ModelFile, reason: str) -> ModelE
 
 def _given(published: Published, path: Path) -> ModelFile:
     try:
-        return ModelFile(path.read_bytes(), path)
-    except OSError as error:
+        return ModelFile(read_bounded(path, _MOST_BYTES), path)
+    except (OSError, ValueError) as error:
         raise ModelError(
-            f"{published.title}'s file cannot be read: {error.strerror or error}",
+            f"{published.title}'s file cannot be read: {getattr(error, 'strerror', '') or error}",
             where=str(path),
             fix=f"Correct {published.setting}, or leave it empty and set data.face_download=true.",
         ) from error

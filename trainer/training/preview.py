@@ -23,6 +23,11 @@ from trainer.errors import DataError
 from trainer.families import Backbone
 from trainer.training.embeddings import filled
 from trainer.types import Size
+from trainer.untrusted import read_text, shortened
+
+# No list of prompts is larger; a line of it is shown in errors up to here.
+_FILE_BYTES = 1_000_000
+_SHOWN_CHARACTERS = 200
 
 OPTION = re.compile(r"\s--([A-Za-z]+)(?=\s|$)(.*?)(?=\s--[A-Za-z]+(?:\s|$)|$)", re.DOTALL)
 
@@ -65,8 +70,8 @@ def read_prompts(
             is no prompt; the line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, _FILE_BYTES).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(
             f"The prompts file cannot be read: {error}",
             where=str(path),
@@ -77,7 +82,7 @@ def read_prompts(
         text = line.strip()
         if text and not text.startswith("#"):
             own = replace(defaults, seed=defaults.seed + len(prompts))
-            where = f"{path}, line {number}: {text}"
+            where = f"{path}, line {number}: {shortened(text, _SHOWN_CHARACTERS)}"
             prompts.append(parse_prompt(text, trigger, class_noun, own, where))
     if not prompts:
         raise DataError(
@@ -97,7 +102,7 @@ def parse_prompt(
     options = {name.lower(): value.strip() for name, value in OPTION.findall(f" {line}")}
     if unknown := sorted(set(options) - set("nwhdls")):
         raise DataError(
-            f"The prompt has an option that is not known: --{unknown[0]}",
+            f"The prompt has an option that is not known: --{shortened(unknown[0], 40)}",
             where=where,
             fix="Known are --n TEXT, --w PX, --h PX, --d SEED, --l GUIDANCE and --s STEPS.",
         )
@@ -111,7 +116,7 @@ def parse_prompt(
             value = float("nan")
         if not lowest <= value <= highest:
             raise DataError(
-                f"The prompt's option --{name} {options[name]} is not between "
+                f"The prompt's option --{name} {shortened(options[name], 40)} is not between "
                 f"{lowest:g} and {highest:g}.",
                 where=where,
                 fix="Correct the number.",
@@ -232,13 +237,14 @@ def _conditioning(
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
-    """Latents as pictures, in the way the pipeline itself does it."""
+    """Latents as pictures, in the way the pipeline itself does it; what is no number is black."""
     pipeline = backbone.pipeline()
     vae = pipeline.vae
     with backbone.complete("vae"):
         scaled = latents_NChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
         pixels_NCHW = vae.decode(scaled, return_dict=False)[0]
-    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels_NCHW.float(), "pil")
+    pixels_NCHW = pixels_NCHW.float().nan_to_num(nan=-1.0)
+    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels_NCHW, "pil")
     return images
 
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from trainer.adapters.frozen import quicken
 from trainer.adapters.plans import BlockRule
+from trainer.adapters.start import put_start
 from trainer.config.presets import prompts_path
 from trainer.data.batches import BatchPlan
+from trainer.data.cache import fingerprint
+from trainer.data.decode import shown
+from trainer.data.variants import sample_key
 from trainer.diffusion.schedule import schedule_from_config
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.families import FAMILIES, Backbone, LoadOptions
+from trainer.families.attention import widest
 from trainer.optim import build_optimizer
 from trainer.training.device import Device, choose_device
 from trainer.training.fingerprints import base_fingerprint
+from trainer.training.guards import Guard, GuardPlan
 from trainer.training.job import Job, differences, resume_facts
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
-from trainer.training.preview import (
-    PreviewPrompt,
-    read_prompts,
-)
+from trainer.training.memory import explained, helps_encoding, helps_loading
+from trainer.training.preview import PreviewPrompt, read_prompts
 from trainer.training.samples import Encoded, encode_job, preview_defaults
-from trainer.training.state import Checkpoint, newest_checkpoint, restore
+from trainer.training.state import Checkpoint, checkpoint_at, largest_bytes, restore
+from trainer.training.team import ALONE, Team
+
+# The state that the guards go back to is at most so many steps old, in a quiet run.
+MOST_SNAPSHOT_STEPS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,8 @@ class Session:
     """Everything a run needs while it trains.
 
     facts: what must be equal for the run to go on later. prompts: of the samples, none without
-    previews. start_step: optimizer steps done before.
+    previews. start_step: optimizer steps done before. guard: what watches over it. team: the
+    processes that train together.
     """
 
     job: Job
@@ -46,15 +57,17 @@ class Session:
     encoded: Encoded
     prompts: tuple[PreviewPrompt, ...]
     start_step: int
+    guard: Guard
+    team: Team = ALONE
 
     @property
     def epochs(self) -> int:
         """Epochs in the whole training, the last one counted even when it is not full."""
-        batches = self.plan.total_steps * self.plan.accumulate_steps
+        batches = self.plan.total_steps * self.plan.accumulate_steps * self.team.size
         return -(-batches // self.learner.batches.batches_per_epoch)
 
 
-def open_session(job: Job, console: Console, *, resume: bool) -> Session:
+def open_session(job: Job, console: Console, *, resume: bool, team: Team = ALONE) -> Session:
     """Load, encode, attach and, when asked, restore the newest checkpoint.
 
     Nothing in the output folder is touched.
@@ -65,52 +78,38 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
     config = job.config
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    device = choose_device(config.model.device, config.model.precision, config.model.attention)
+    device = _device(job, team, resume=resume)
     for notice in device.notices:
         console.print(notice, style="yellow", soft_wrap=True)
-    backbone: Backbone = FAMILIES.load(job.facts.family).load(
-        job.facts,
-        LoadOptions(
-            device.device,
-            device.dtype,
-            device.attention,
-            clip_skip=config.model.clip_skip or 0,
-            prompt_chunks=config.model.prompt_chunks,
-            checkpointing=config.model.checkpointing,
-        ),
-    )
+    if device.attention_words:
+        console.print(device.attention_words, highlight=False, soft_wrap=True)
+    with explained("loading the base", partial(helps_loading, job)):
+        backbone = _load(job, device)
     for notice in backbone.notices:
         console.print(notice, style="yellow", soft_wrap=True)
     prompts = _preview_prompts(job)
     base = base_fingerprint(job.facts, device)
-    encoded = encode_job(job, device, backbone, base, console)
+    with explained("encoding the photos", partial(helps_encoding, job, device, backbone)):
+        encoded = encode_job(job, device, backbone, base, console, team)
     # What has done its work leaves the device; it comes back for samples.
     encoders = [name for name in backbone.components if name != "unet"]
     backbone.release("vae", *([] if config.adapter.text_encoder else encoders))
-    adapters = attach_adapters(
-        backbone,
-        AdapterPlan(
-            kind=config.adapter.kind,
-            rank=config.adapter.rank,
-            alpha=config.adapter.alpha,
-            targets=config.adapter.targets,
-            text_encoder=config.adapter.text_encoder,
-            seed=config.run.seed,
-            text_targets=config.adapter.text_encoder_targets,
-            text_rank=config.adapter.text_encoder_rank,
-            text_alpha=config.adapter.text_encoder_alpha,
-            include=tuple(config.adapter.include),
-            exclude=tuple(config.adapter.exclude),
-            rules=tuple(BlockRule(**block.model_dump()) for block in config.adapter.blocks),
-        ),
-    )
+    adapters = attach_adapters(backbone, _adapter_plan(job))
     learner = _learner(job, device, backbone, adapters, encoded)
     drawn = [] if job.class_pictures else [sample.text for sample in encoded.prior]
-    facts = resume_facts(job, base, drawn)
-    checkpoint = _checkpoint(job, facts, console) if resume else None
+    facts = {**resume_facts(job, base, drawn, team.size), "attention": device.attention}
+    team.require_alike("settings, photos, base or attention", fingerprint(facts))
+    checkpoint = _checkpoint(job, learner, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
+    team.require_alike("the checkpoint to go on from", str(start_step))
     if checkpoint:
         restore(learner, checkpoint)
+    elif config.adapter.init:
+        _begin(job, learner, console)
+    team.way_out = (
+        "Go on from the newest checkpoint, or from the start if there is none, with: "
+        f'{team.command} "{job.source}" --output "{job.folder.root}" --resume'
+    )
     return Session(
         job=job,
         device=device,
@@ -123,11 +122,52 @@ def open_session(job: Job, console: Console, *, resume: bool) -> Session:
             warmup_steps=min(config.optimizer.warmup_steps, config.run.total_steps // 10),
             accumulate_steps=config.optimizer.accumulate_steps,
             max_grad_norm=config.optimizer.max_grad_norm,
+            read_steps=_read_steps(job, device),
         ),
         facts=facts,
         encoded=encoded,
         prompts=prompts,
         start_step=start_step,
+        guard=_guard(job, device, checkpoint),
+        team=team,
+    )
+
+
+def _load(job: Job, device: Device) -> Backbone:
+    model = job.config.model
+    backbone: Backbone = FAMILIES.load(job.facts.family).load(
+        job.facts,
+        LoadOptions(
+            device.device,
+            device.dtype,
+            device.attention,
+            clip_skip=model.clip_skip or 0,
+            prompt_chunks=model.prompt_chunks,
+            checkpointing=model.checkpointing,
+            weights=device.weights,
+        ),
+    )
+    if model.fast != "off":
+        for component in backbone.components.values():
+            quicken(component, pack=model.fast == "on")
+    return backbone
+
+
+def _adapter_plan(job: Job) -> AdapterPlan:
+    config = job.config
+    return AdapterPlan(
+        kind=config.adapter.kind,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        targets=config.adapter.targets,
+        text_encoder=config.adapter.text_encoder,
+        seed=config.run.seed,
+        text_targets=config.adapter.text_encoder_targets,
+        text_rank=config.adapter.text_encoder_rank,
+        text_alpha=config.adapter.text_encoder_alpha,
+        include=tuple(config.adapter.include),
+        exclude=tuple(config.adapter.exclude),
+        rules=tuple(BlockRule(**block.model_dump()) for block in config.adapter.blocks),
     )
 
 
@@ -182,6 +222,57 @@ def _learner(
     )
 
 
+def _device(job: Job, team: Team, *, resume: bool) -> Device:
+    """The leader measures which attention is the quickest, and the others take the same."""
+    model = job.config.model
+    kept = _attention_before(job) if resume else ""
+    buckets = [picture.bucket for picture in (*job.pictures, *job.class_pictures)]
+
+    def chosen(kept: str) -> Device:
+        return choose_device(
+            model.device,
+            model.precision,
+            model.attention,
+            weights=model.weights,
+            shape=widest(job.facts, buckets, job.config.data.batch_size),
+            kept=kept,
+        )
+
+    device = chosen(kept) if team.leader else None
+    attention = team.told(device.attention if device else "")
+    device = device or chosen(attention)
+    team.require_device(device.device)
+    return device
+
+
+def _attention_before(job: Job) -> str:
+    """The attention that the run was begun with; "" where nothing was saved yet."""
+    checkpoint, _ = checkpoint_at(job.resume_from or job.folder.root)
+    return str(checkpoint.facts.get("attention", "")) if checkpoint else ""
+
+
+def _read_steps(job: Job, device: Device) -> int:
+    """How many steps' numbers are read at once: only a GPU has to be waited for."""
+    return job.config.run.log_every_steps or (1 if device.device.type == "cpu" else 10)
+
+
+def _guard(job: Job, device: Device, checkpoint: Checkpoint | None) -> Guard:
+    pictures = (*job.pictures, *job.class_pictures)
+    run, read = job.config.run, _read_steps(job, device)
+    guard = Guard(
+        GuardPlan(
+            tolerated_steps=run.tolerated_bad_steps,
+            # Looked at only when numbers are read.
+            snapshot_steps=-(-min(run.save_every_steps, MOST_SNAPSHOT_STEPS) // read) * read,
+            names={sample_key(p): shown(p.captioned.photo.path.name) for p in pictures},
+            precision=device.precision,
+        )
+    )
+    if checkpoint:
+        guard.load_state(checkpoint.guard, checkpoint.snapshot)
+    return guard
+
+
 def _preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
     if not job.config.preview.every_steps:
         return ()
@@ -190,8 +281,26 @@ def _preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
     return tuple(read_prompts(path, caption.trigger, caption.class_noun, preview_defaults(job)))
 
 
-def _checkpoint(job: Job, facts: dict[str, Any], console: Console) -> Checkpoint | None:
-    checkpoint, notices = newest_checkpoint(job.folder.checkpoints)
+def _begin(job: Job, learner: Learner, console: Console) -> None:
+    """Start from the LoRA file that was given."""
+    if job.start is None:
+        raise DataError(
+            "The LoRA file that the training is to start from is not there.",
+            where=job.config.adapter.init,
+            fix="Put it back, or name it after --init.",
+        )
+    start, lacking = job.start, put_start(job.start, learner.adapters)
+    words = f"Starting from {start.path.name}: {len(start.layers)} layers."
+    if lacking:
+        words += f" {lacking} that it does not have are trained from nothing."
+    console.print(words, highlight=False, soft_wrap=True)
+
+
+def _checkpoint(
+    job: Job, learner: Learner, facts: dict[str, Any], console: Console
+) -> Checkpoint | None:
+    place = job.resume_from or job.folder.root
+    checkpoint, notices = checkpoint_at(place, largest_bytes(learner))
     for notice in notices:
         console.print(notice, style="yellow", soft_wrap=True)
     if checkpoint is None:
