@@ -41,7 +41,7 @@ def test_commands_parse(arguments: list[str]) -> None:
 def test_the_first_screen_has_the_two_commands() -> None:
     head = README[: README.index("## ")]
     assert "pip install -e . && python train.py datasets/zia\n" in head
-    assert 'pip install -e ".[test]" && pytest\n' in head
+    assert 'pip install -e ".[test]" && pytest -n 2 --dist loadfile\n' in head
     assert (ROOT / "datasets" / "zia").is_dir()
 
 
