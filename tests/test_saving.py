@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.learners import Recipe, make_learner, make_plan
 from tests.runs import (
@@ -645,6 +646,18 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(train: Train, tmp_path:
     train(f"--resume={whole / 'checkpoints' / 'step-000004'}", output=whole).done()
     assert same_tensors(tensors_of(whole), before)
     assert [row["step"] for row in metrics_of(whole)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_ended_between_checkpoint_and_file_writes_the_file_when_it_goes_on(
+    train: Train, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train("run.stop_at_step=2", output=out).done()
+    (file,) = out.glob("*-2.safetensors")
+    before = load_file(file)
+    file.unlink()
+    train("run.stop_at_step=0", "--resume", output=out).done()
+    assert same_tensors(load_file(file), before)
 
 
 @pytest.mark.slow

@@ -88,6 +88,10 @@ def read_start(path: Path) -> Start:
     layers = []
     for layer, parts in source.tensors.items():
         down, up = plain_factors(layer, parts, source.family)
+        if not down.numel() or not up.numel():  # of any rank, then, and without any content
+            raise FileFormatError(
+                "A layer of the LoRA is empty.", where=f"{path}\n{layer.path}", fix="Take another."
+            )
         layers.append(_layer(layer.component, layer.path, down, up, alpha_of(layer)))
     return Start(path, digest.hexdigest(), source.family, tuple(layers))
 

@@ -125,6 +125,7 @@ def _run_in_folder(
         console.print(words, style="yellow", highlight=False, soft_wrap=True)
 
     saver = Saver(session, lock, stop, started_at, say)
+    saver.catch_up()
     gallery = None
     with left_out("samples, so there will be no scores either", say):
         gallery = open_gallery(session)

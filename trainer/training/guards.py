@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.errors import TrainerError
+from trainer.errors import FileFormatError, TrainerError
 from trainer.training.learner import Learner
 from trainer.training.numbers import Readings, StepNumbers
 from trainer.training.snapshot import Snapshot, go_back, take_snapshot
@@ -264,18 +264,28 @@ class Guard:
     def load_state(
         self, state: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Take over what `state` and `tensors` returned; {} changes nothing."""
+        """Take over what `state` and `tensors` returned; {} changes nothing.
+
+        Raises:
+            FileFormatError: they returned something else.
+        """
         if not state:
             return
-        known = Tally.__dataclass_fields__.keys() & state["tally"].keys()
-        self.tally = Tally(**{name: state["tally"][name] for name in known})
-        self.numbers.load_state(state["unread"])
-        self._snapshot = None
-        if tensors and state["snapshot"]:
-            step, numbers = state["snapshot"]
-            self._snapshot = Snapshot(
-                step, _below(tensors, "adapter/"), _below(tensors, "optimizer/"), numbers
-            )
+        try:
+            known = Tally.__dataclass_fields__.keys() & state["tally"].keys()
+            self.tally = Tally(**{name: state["tally"][name] for name in known})
+            self.numbers.load_state(state["unread"])
+            self._snapshot = None
+            if tensors and state["snapshot"]:
+                step, numbers = state["snapshot"]
+                self._snapshot = Snapshot(
+                    step, _below(tensors, "adapter/"), _below(tensors, "optimizer/"), numbers
+                )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(
+                f"What the checkpoint says of the steps before is not complete: {error}",
+                fix="Go on from an older checkpoint: --resume and its folder.",
+            ) from error
 
 
 def unmoved(learner: Learner) -> list[str]:

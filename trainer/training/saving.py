@@ -123,6 +123,16 @@ class Saver:
         session.team.way_out = f"The last checkpoint is that of step {step}. {self.way_on}"
         self._served()
 
+    def catch_up(self) -> None:
+        """Write the LoRA file of the step that the run goes on from, where it was ended between
+        the checkpoint and that file."""
+        step, run = self.session.start_step, self.session.job.config.run
+        due = step % run.save_every_steps == 0 and 0 < step < self.session.plan.total_steps
+        if due and not self.folder.step_lora(step).exists():
+            self.persist(
+                f"the LoRA file of step {step}", lambda folder: self._write_step_file(folder, step)
+            )
+
     def _write_step_file(self, folder: RunFolder, step: int) -> None:
         try:
             export_lora(
