@@ -75,15 +75,15 @@ LIMITS: dict[str, tuple[dict[str, Any], Limit]] = {
     "checkpointing": ({"attention": "sdpa", "checkpointing": True}, ORDER),
     # bf16 rounds by up to 2^-9 = 0.2 %, some hundred times on the way, in both directions: the
     # gradients are off by 1.5 %, which turns them by half its square.
-    "bf16": ({"dtype": torch.bfloat16}, Limit(2e-3, 5e-4, 1e-2)),
+    "bf16": ({"dtype": torch.bfloat16}, Limit(2e-3, 1e-3, 2e-2)),
     # fp16 by 2^-12; the rest are gradients that are too small for it in spite of loss scaling.
     "fp16": ({"dtype": torch.float16}, Limit(2e-4, 2e-5, 2e-3)),
     # Codes are 1/127 of a row's largest number apart: weights are off by 0.5 %.
-    "int8": ({"weights": "int8"}, Limit(1e-3, 1e-3, 1e-2)),
-    "bf16 int8": ({"dtype": torch.bfloat16, "weights": "int8"}, Limit(2e-3, 1e-3, 2e-2)),
+    "int8": ({"weights": "int8"}, Limit(2e-3, 2e-3, 2e-2)),
+    "bf16 int8": ({"dtype": torch.bfloat16, "weights": "int8"}, Limit(4e-3, 3e-3, 4e-2)),
     # Three bits after the point: weights are off by 2.5 %, the gradients by 10 %.
-    "fp8": ({"weights": "fp8"}, Limit(1e-2, 2e-2, 5e-2)),
-    "bf16 fp8": ({"dtype": torch.bfloat16, "weights": "fp8"}, Limit(1e-2, 2e-2, 5e-2)),
+    "fp8": ({"weights": "fp8"}, Limit(1e-2, 3e-2, 1e-1)),
+    "bf16 fp8": ({"dtype": torch.bfloat16, "weights": "fp8"}, Limit(1e-2, 3e-2, 1e-1)),
 }
 # Loss scaling as fp16 trains with.
 SCALED = 1024.0
@@ -350,7 +350,7 @@ def test_a_run_on_packed_weights_draws_and_goes_on_as_if_it_had_not_stopped(
     assert list((whole / "previews").rglob("*.png"))
     train(*words, "run.stop_at_step=2", output=parts).done()
     refused = train("--resume", "model.weights=same", output=parts)
-    assert refused.code == 1
+    assert refused.code == 2
     assert f"model.weights: was '{weights}', now 'same'" in refused.err
     train("--resume", "run.stop_at_step=0", output=parts).done()
     assert same_tensors(checkpoint_of(parts, 4), checkpoint_of(whole, 4))
