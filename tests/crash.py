@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -56,13 +57,21 @@ class Course:
     touches: int
 
 
+class Missed(Exception):
+    """A run had ended before its moment came."""
+
+
 class Range:
-    """Where runs are shot at: photos, base and settings, and the folder for all of them."""
+    """Where runs are shot at: photos, base and settings, and the folder for all of them.
+
+    seconds: how long a run takes just now; that changes with what else the machine does.
+    """
 
     def __init__(self, work: Path) -> None:
         self.work = work
         self.base = save_tiny_base(work / "base")
         self.photos = save_photos(work / "photos")
+        self.seconds = 0.0
 
     def command(self, output: Path) -> list[str]:
         chosen = [f"--set={setting}" for setting in SETTINGS]
@@ -96,11 +105,28 @@ class Range:
         began = time.monotonic()
         folder = self.work / "reference"
         require(ended(self.start(folder)) == 0, "the undisturbed run failed", folder)
-        seconds = time.monotonic() - began
+        self.seconds = seconds = time.monotonic() - began
         counted, tally = self.work / "counted", self.work / "tally"
         child = self.start(counted, before=partial(_watch, counted, partial(_note, tally)))
         require(ended(child) == 0, "the counted run failed", counted)
         return Course(folder, seconds, int(tally.read_text()))
+
+    def wait_for(self, child: int, seconds: float, *, may_end: bool = False) -> None:
+        """Until a run's moment has come.
+
+        Raises:
+            Missed: it had ended before, unless it may; how long a run takes is known better now.
+        """
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < seconds:
+            status = Path(f"/proc/{child}/stat").read_text(encoding="utf-8")
+            if status.rpartition(")")[2].split()[0] == "Z":
+                if may_end:
+                    return
+                ended(child)
+                self.seconds = passed
+                raise Missed
+            time.sleep(0.005)
 
     def finish(self, course: Course, folder: Path) -> None:
         """Go on with a run and compare it with the undisturbed one."""
@@ -111,19 +137,21 @@ class Range:
             "the resumed run ends elsewhere than the undisturbed one",
             folder,
         )
-        strange = files_in(folder) ^ files_in(course.folder)
+        # Killed between its last save and the removal of an older checkpoint, a run keeps that one.
+        older = {name for name in files_in(folder) if name.startswith("checkpoints/step-")}
+        strange = (files_in(folder) ^ files_in(course.folder)) - (older - files_in(course.folder))
         require(not strange, f"files too many or too few: {sorted(strange)}", folder)
 
 
-def kill_once(place: Range, course: Course, number: int, draw: random.Random) -> str:
+def kill_once(place: Range, course: Course, folder: Path, draw: random.Random) -> str:
     """Kill a run, and in a third of the cases the resumed one too; then finish it."""
-    folder = place.work / f"kill-{number}"
     words = []
     for flags in ((), ("--resume",)) if draw.random() < 1 / 3 else ((),):
         if draw.random() < 0.5:
-            seconds = draw.uniform(0, course.seconds)
+            seconds = draw.uniform(0, place.seconds)
             child = place.start(folder, *flags)
-            time.sleep(seconds)
+            # A resumed run is shorter; where it is done, there is nothing left to kill.
+            place.wait_for(child, seconds, may_end=bool(flags))
             os.kill(child, signal.SIGKILL)
             words.append(f"after {seconds:.2f} s")
         else:
@@ -135,18 +163,17 @@ def kill_once(place: Range, course: Course, number: int, draw: random.Random) ->
     return " and ".join(words)
 
 
-def stop_once(place: Range, course: Course, number: int, draw: random.Random) -> str:
+def stop_once(place: Range, course: Course, folder: Path, draw: random.Random) -> str:
     """Send SIGINT or SIGTERM; exit code and what is saved must be as promised."""
-    folder = place.work / f"stop-{number}"
     kind = draw.choice([signal.SIGINT, signal.SIGTERM])
-    seconds = draw.uniform(0, course.seconds)
+    seconds = draw.uniform(0, place.seconds)
     child = place.start(folder)
-    time.sleep(seconds)
+    place.wait_for(child, seconds)
     os.kill(child, kind)
     code = ended(child, PATIENCE * course.seconds)
-    # It may have ended by itself just before; before the command has begun, Python's own handlers
-    # answer, as they do for any program.
-    early = seconds < 0.1 * course.seconds
+    # It may be past its last step; before the command has begun, Python's own handlers answer, as
+    # they do for any program.
+    early = seconds < 0.1 * place.seconds
     allowed = {0, 128 + kind} | ({-kind, 70} if early else set())
     require(code in allowed, f"{kind.name} after {seconds:.2f} s: exit code {code}", folder)
     log = Path(f"{folder}.log").read_text(encoding="utf-8")
@@ -204,6 +231,27 @@ def _note(tally: Path, number: int) -> None:
     tally.write_text(str(number))
 
 
+def survives(
+    place: Range,
+    course: Course,
+    name: str,
+    once: Callable[[Range, Course, Path, random.Random], str],
+    draw: random.Random,
+) -> bool:
+    """Whether a run that is shot at loses nothing; those that were missed are done again."""
+    for attempt in count():
+        try:
+            words = once(place, course, place.work / f"{name}-{attempt}".replace(" ", "-"), draw)
+        except Missed:
+            continue
+        except Lost as error:
+            print(f"{name}: LOST: {error}")
+            return False
+        print(f"{name}: {words}: nothing lost")
+        return True
+    raise AssertionError  # count() has no end
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
@@ -218,17 +266,13 @@ def main() -> int:
         course = place.undisturbed()
         print(f"undisturbed: {course.seconds:.2f} s, {course.touches} touches of its folder")
         lost = 0
-        for what, count, once in (
+        for what, times, once in (
             ("kill", chosen.kills, kill_once),
             ("stop", chosen.signals, stop_once),
         ):
-            for number in range(count):
+            for number in range(times):
                 draw = random.Random(f"{chosen.seed}:{what}:{number}")
-                try:
-                    print(f"{what} {number}: {once(place, course, number, draw)}: nothing lost")
-                except Lost as error:
-                    lost += 1
-                    print(f"{what} {number}: LOST: {error}")
+                lost += not survives(place, course, f"{what} {number}", once, draw)
         print(f"{chosen.kills} kills, {chosen.signals} signals: {lost} times something was lost")
     return 1 if lost else 0
 

@@ -311,7 +311,7 @@ def test_every_save_is_scored(train: Train, prompts: Path, tmp_path: Path) -> No
     assert [row["step"] for row in rows if row["saved"]] == [2, 4, 6, 7]
 
 
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_ends_with_the_same_best_step(
     stop: int, train: Train, prompts: Path, tmp_path: Path
 ) -> None:
@@ -946,6 +946,7 @@ def test_a_wrong_command_line_is_usage(words: tuple[str, ...], cli: Callable[...
     assert "usage: likeness" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_run_by_subprocess_is_quiet_on_stderr(
     base: Path, photos: Path, cache_folder: Path, tmp_path: Path
 ) -> None:

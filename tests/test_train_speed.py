@@ -173,6 +173,7 @@ def test_operations_of_a_step_on_sd15(tmp_path: Path) -> None:
     assert smaller / 1e12 == pytest.approx(0.3647, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_operations_grow_with_the_work(tmp_path: Path) -> None:
     base = save_tiny_base(tmp_path / "base")
     forward, step = count_flops(base, 32, rank=4, targets="attention")

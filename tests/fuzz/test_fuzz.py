@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_reader_withstands_damaged_files(name: str, place: Path) -> None:
     target = TARGETS[name]
 
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(target.draw)
     def give(content: object) -> None:
         with time_bound():
