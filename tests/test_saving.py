@@ -255,6 +255,13 @@ def test_leftovers_go_at_the_next_start_and_nothing_else(tmp_path: Path) -> None
     assert files_in(tmp_path) == set(kept)
 
 
+def test_leftovers_of_a_run_that_had_not_begun_go_and_strange_files_stay(tmp_path: Path) -> None:
+    for name in (".settings.toml.tmp-7", ".write-test-3", ".mine.tmp-1", "anna.unfinished"):
+        (tmp_path / name).write_bytes(b"x")
+    sweep(RunFolder(tmp_path, "anna"))
+    assert files_in(tmp_path) == {".mine.tmp-1", "anna.unfinished"}
+
+
 # --- where a save goes
 
 

@@ -113,8 +113,7 @@ def _run_in_folder(
 ) -> None:
     """Everything that happens while the folder is locked."""
     started_at = time.time()
-    if holds_run(job.folder.root):
-        sweep(job.folder)
+    sweep(job.folder)
     session = open_session(job, console, resume=request.resume, team=team)
     # Everything is known to be right: only now an older run goes, and the folder holds this one.
     if request.overwrite and holds_run(job.folder.root):

@@ -211,13 +211,22 @@ def _made(folder: Path) -> bool:
 
 
 def sweep(folder: RunFolder) -> None:
-    """Remove what a dead run has left half written; the caller holds the folder's lock."""
-    left: list[Path] = [folder.unfinished_lora]
-    for place, patterns in (
-        (folder.root, (".*.tmp-*", ".likeness-*.tmp", ".write-test-*")),
-        (folder.previews, (".*.tmp-*",)),
-        (folder.checkpoints, (".tmp-*", ".del-*")),
-    ):
+    """Remove what a dead run has left half written; the caller holds the folder's lock.
+
+    In a folder in which no run has begun, only what comes before its beginning.
+    """
+    left: list[Path] = []
+    places: list[tuple[Path, tuple[str, ...]]] = [
+        (folder.root, (f".{SETTINGS_FILE}.tmp-*", ".write-test-*"))
+    ]
+    if holds_run(folder.root):
+        left.append(folder.unfinished_lora)
+        places += [
+            (folder.root, (".*.tmp-*", ".likeness-*.tmp")),
+            (folder.previews, (".*.tmp-*",)),
+            (folder.checkpoints, (".tmp-*", ".del-*")),
+        ]
+    for place, patterns in places:
         left += [path for pattern in patterns for path in place.glob(pattern)]
     for path in left:
         # What another program has open is no reason not to go on.
