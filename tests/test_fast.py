@@ -150,7 +150,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_layers_are() -> None:
 @contextmanager
 def kept_bytes(found: list[int]) -> Iterator[None]:
     """What is kept for the backward pass inside the block, each storage once."""
-    seen: dict[int, int] = {}
+    seen: dict[int, int] = {}  # by address: the block must hold on to its results
 
     def pack(tensor: Tensor) -> Tensor:
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -178,8 +178,9 @@ def test_queries_keys_and_values_keep_their_input_once() -> None:
     x = torch.randn(1, 100, 32, requires_grad=True)
     found: list[int] = []
     with kept_bytes(found):
-        for layer in attached.layers.values():
-            layer(x)
+        # Held until they are counted: the memory of a dropped one may be given to the next.
+        results = [layer(x) for layer in attached.layers.values()]
+    assert len(results) == 3
     middle_and_factors = 3 * 4 * (100 * 2 + 2 * 32 + 32 * 2)
     assert found[0] == 4 * 100 * 32 + middle_and_factors
 

@@ -193,10 +193,11 @@ class Guard:
                 "Since no step has worked at all, the base may be damaged: copy or download it "
                 "again."
             )
+        last = "the last step" if tally.streak == 1 else f"the last {tally.streak} steps"
         again = f" It went back {tally.times_back} times before." if tally.times_back else ""
         return TrainerError(
-            f"Training cannot go on: the last {tally.streak} steps until step {step} gave numbers "
-            f"that are not finite.{again}",
+            f"Training cannot go on: {last} until step {step} gave numbers that are not "
+            f"finite.{again}",
             where="What was saved before is as it was.",
             fix="\n".join(advice),
         )

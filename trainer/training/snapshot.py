@@ -1,4 +1,7 @@
-"""The last good state of a run in main memory, to go back to without reading a file."""
+"""All that a step changes, weights and optimizer, taken out of a learner and put back into it.
+
+Checkpoints are made of it, and the guards keep one in main memory to go back to.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.errors import FileFormatError
 from trainer.training.learner import Learner
 
 
@@ -37,7 +41,7 @@ def take_snapshot(learner: Learner, step: int) -> Snapshot:
     for number, fields in learner.optimizer.state_dict()["state"].items():
         for field, value in fields.items():
             if isinstance(value, Tensor):
-                tensors[f"{number}/{field}"] = value.detach().to("cpu", copy=True)
+                tensors[f"{number}/{field}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 numbers[f"{number}/{field}"] = value
     return Snapshot(step, adapter, tensors, numbers)
@@ -47,7 +51,7 @@ def go_back(learner: Learner, snapshot: Snapshot) -> None:
     """Put weights and optimizer back to what they were; the snapshot stays good for another time.
 
     Raises:
-        FileFormatError: it belongs to other layers or another rank.
+        FileFormatError: it belongs to other layers, another rank or another optimizer.
     """
     for component, attached in learner.adapters.items():
         prefix = f"{component}/"
@@ -58,11 +62,26 @@ def go_back(learner: Learner, snapshot: Snapshot) -> None:
                 if name.startswith(prefix)
             }
         )
+    state = _optimizer_fields(learner, snapshot)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimizer_fields(learner: Learner, snapshot: Snapshot) -> dict[int, dict[str, Any]]:
+    """{number of the parameter: {field: value}}, as PyTorch's optimizers take it."""
+    sizes = [parameter.numel() for parameter in learner.parameters]
     state: dict[int, dict[str, Any]] = {}
     # Copies: an optimizer on the CPU would go on in the snapshot's own tensors.
     copies = {name: tensor.clone() for name, tensor in snapshot.optimizer.items()}
-    for name, value in (copies | dict(snapshot.numbers)).items():
-        number, _, field = name.partition("/")
-        state.setdefault(int(number), {})[field] = value
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        for name, value in (*copies.items(), *snapshot.numbers.items()):
+            number, _, field = name.partition("/")
+            if isinstance(value, Tensor) and value.numel() > 2 * sizes[int(number)]:
+                raise ValueError(f"{name} is larger than its parameter")
+            state.setdefault(int(number), {})[field] = value
+    except (ValueError, IndexError) as error:
+        raise FileFormatError(
+            f"The optimizer's state does not fit this training: {error}",
+            fix="Use the settings that the run was started with.",
+        ) from error
+    return state

@@ -45,6 +45,7 @@ from trainer.training.checkpoint_files import (
 )
 from trainer.training.learner import Learner
 from trainer.training.run_folder import CHECKPOINTS, flush, flush_folder
+from trainer.training.snapshot import Snapshot, go_back, take_snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,7 @@ def save_checkpoint(
     Raises:
         OutputError: it cannot be written; older checkpoints are untouched.
     """
-    adapter = {
-        f"{component}/{name}": tensor
-        for component, attached in learner.adapters.items()
-        for name, tensor in attached.state().items()
-    }
-    tensors, numbers = _optimizer_state(learner)
+    now = take_snapshot(learner, step)
     scaler = learner.accelerator.scaler
     final = folder / f"step-{step:06d}"
     temporary = folder / f".tmp-{step:06d}-{os.getpid()}"
@@ -94,8 +90,8 @@ def save_checkpoint(
         remove(temporary)
         folder.mkdir(exist_ok=True)  # not its parents: a drive that is gone leaves an empty place
         temporary.mkdir()
-        save_file(adapter, temporary / WEIGHTS[0])
-        save_file(tensors, temporary / WEIGHTS[1])
+        save_file(dict(now.adapter), temporary / WEIGHTS[0])
+        save_file(dict(now.optimizer), temporary / WEIGHTS[1])
         if snapshot:
             save_file(dict(snapshot), temporary / SNAPSHOT)
         names = sorted(path.name for path in temporary.iterdir())
@@ -103,7 +99,7 @@ def save_checkpoint(
             "format": FORMAT,
             "step": step,
             "facts": facts,
-            "numbers": numbers,
+            "numbers": dict(now.numbers),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "guard": dict(guard),
             "sha256": {name: file_sha256(temporary / name) for name in names},
@@ -199,9 +195,8 @@ def read_checkpoint(folder: Path, most_bytes: int | None = None) -> Checkpoint:
 
 def checkpoint_bytes(learner: Learner) -> int:
     """About the size of a checkpoint, in bytes."""
-    tensors, _ = _optimizer_state(learner)
-    weights = 4 * sum(parameter.numel() for parameter in learner.parameters)
-    return weights + sum(tensor.nbytes for tensor in tensors.values())
+    now = take_snapshot(learner, 0)
+    return sum(tensor.nbytes for part in (now.adapter, now.optimizer) for tensor in part.values())
 
 
 def largest_bytes(learner: Learner) -> int:
@@ -215,50 +210,10 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     Raises:
         FileFormatError: it belongs to other layers, another rank or another optimizer.
     """
-    for component, attached in learner.adapters.items():
-        prefix = f"{component}/"
-        attached.load_state(
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in checkpoint.adapter.items()
-                if name.startswith(prefix)
-            }
-        )
-    state = _optimizer_fields(learner, checkpoint)
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    then = Snapshot(checkpoint.step, checkpoint.adapter, checkpoint.optimizer, checkpoint.numbers)
+    go_back(learner, then)
     if learner.accelerator.scaler is not None and checkpoint.scaler:
         learner.accelerator.scaler.load_state_dict(dict(checkpoint.scaler))
-
-
-def _optimizer_fields(learner: Learner, checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
-    """{number of the parameter: {field: value}}, as PyTorch's optimizers take it."""
-    sizes = [parameter.numel() for parameter in learner.parameters]
-    state: dict[int, dict[str, Any]] = {}
-    try:
-        for name, value in (*checkpoint.optimizer.items(), *checkpoint.numbers.items()):
-            number, _, field = name.partition("/")
-            if isinstance(value, Tensor) and value.numel() > 2 * sizes[int(number)]:
-                raise ValueError(f"{name} is larger than its parameter")
-            state.setdefault(int(number), {})[field] = value
-    except (ValueError, IndexError) as error:
-        raise FileFormatError(
-            f"The optimizer's state does not fit this training: {error}",
-            fix="Use the settings that the run was started with.",
-        ) from error
-    return state
-
-
-def _optimizer_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for number, fields in learner.optimizer.state_dict()["state"].items():
-        for field, value in fields.items():
-            if isinstance(value, Tensor):
-                tensors[f"{number}/{field}"] = value.detach().cpu().contiguous()
-            else:
-                numbers[f"{number}/{field}"] = value
-    return tensors, numbers
 
 
 def _passed_over(path: Path, error: FileFormatError) -> str:
