@@ -74,6 +74,7 @@ LIMITS: dict[str, tuple[dict[str, Any], Limit]] = {
     "sdpa": ({"attention": "sdpa"}, ORDER),
     "sdpa-flash": ({"attention": "sdpa-flash"}, ORDER),
     "sdpa-math": ({"attention": "sdpa-math"}, ORDER),
+    "blockwise": ({"attention": "blockwise"}, ORDER),
     "checkpointing": ({"attention": "sdpa", "checkpointing": True}, ORDER),
     # bf16 rounds by up to 2^-9 = 0.2 %, some hundred times on the way, in both directions: the
     # gradients are off by 1.5 %, which turns them by half its square.
@@ -169,7 +170,7 @@ def test_the_comparison_sees_a_gradient_that_is_wrong() -> None:
 # --- attention
 
 
-@pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math", "eager"])
+@pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math", "blockwise", "eager"])
 def test_every_attention_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
     sizes = (SHAPE.pictures, SHAPE.heads, SHAPE.tokens, SHAPE.head_width)
@@ -289,6 +290,22 @@ def test_on_the_processor_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
     chosen = choose_device("cpu", "auto", "auto", shape=SHAPE)
     assert (chosen.precision, chosen.attention) == ("fp32", "sdpa")
     assert (chosen.attention_words, chosen.notices) == ("", ())
+
+
+@pytest.mark.parametrize("quickest", ["blockwise", "sdpa"])
+def test_a_processor_with_bfloat16_takes_the_quicker_attention(
+    quickest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(name: str, *_: object) -> float:
+        return 1.0 if name == quickest else 2.0
+
+    monkeypatch.setattr(device_module, "milliseconds", measured)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert choose_device("cpu", "bf16", "auto", shape=SHAPE).attention == quickest
+    assert choose_device("cpu", "bf16", "auto", shape=SHAPE, kept="eager").attention == "eager"
+    assert choose_device("cpu", "fp32", "auto", shape=SHAPE).attention == "sdpa"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert choose_device("cpu", "bf16", "auto", shape=SHAPE).attention == "sdpa"
 
 
 def test_the_settings_know_every_attention() -> None:

@@ -17,6 +17,7 @@ import torch
 from trainer.errors import DeviceError
 from trainer.families import BaseFacts, FamilyNames
 from trainer.families.attention import KERNELS, WithKernel
+from trainer.families.blockwise import BlockwiseProcessor
 from trainer.families.prompts import Prompting, counter, embed, token_ids
 from trainer.families.tokenizers import padding_id
 from trainer.types import Prompts
@@ -190,6 +191,8 @@ def set_attention(unet: Any, attention: str) -> None:
                 fix='Install it with: pip install "likeness[xformers]"',
             )
         unet.set_attn_processor(processors.XFormersAttnProcessor())
+    elif attention == "blockwise":
+        unet.set_attn_processor(BlockwiseProcessor())
     elif attention == "eager":
         unet.set_attn_processor(processors.AttnProcessor())
     elif attention == "sdpa":

@@ -14,6 +14,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 # What is measured on a GPU; "sdpa" is what PyTorch makes of the same kernels without measuring,
 # "sdpa-math" and "eager" are slower than all of them and take far more memory.
 MEASURED = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "xformers")
+# On a processor that computes in bfloat16; in float32 "sdpa" is as quick.
+_ON_CPU = ("blockwise", "sdpa")
+# Measured on so little there, for the larger the quicker blocks are in comparison.
+_SMALL = AttentionShape(tokens=256)
 # Two measurements of one kernel differ by so much: within it the first of `MEASURED` is taken.
 _ALIKE = 1.05
 # Work everywhere: nothing to try.
@@ -129,8 +133,17 @@ def _best_attention(
             "Another goes on in its place; the last digits of the numbers will differ."
         ]
     if device.type != "cuda":
-        return "sdpa", "", notices
+        return _attention_without_gpu(device, dtype), "", notices
     return *measured_attention(shape, device, dtype), notices
+
+
+def _attention_without_gpu(device: torch.device, dtype: torch.dtype) -> str:
+    """In bfloat16 the quicker of two, where the processor has it: by trying."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return "sdpa"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "sdpa"  # trying alone would take many seconds
+    return min(_ON_CPU, key=lambda name: milliseconds(name, _SMALL, device, dtype))
 
 
 def measured_attention(
