@@ -89,15 +89,43 @@ class FrozenConv2d(nn.Conv2d):
 
     def input_gradient(self, grad_BOhw: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of an input of that shape."""
-        if self._forward_pack is None or self.stride != (1, 1):
+        if self._forward_pack is None:
             return conv2d_input(shape, self.weight, grad_BOhw, self.stride, self.padding)
-        # With stride 1 it is a convolution too: with the kernel turned round.
         padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
+        if self.stride != (1, 1):
+            return self._spread(grad_BOhw, shape, padding)
+        # With stride 1 it is a convolution too: with the kernel turned round.
         rows, columns = (k - 1 - p for k, p in zip(self.kernel_size, padding, strict=True))
         if self._backward_pack is None:
             turned = self.weight.transpose(0, 1).flip(2, 3).contiguous()
             self._backward_pack = _packed(turned, grad_BOhw.shape, (rows, columns), (1, 1))
         return _convolution(grad_BOhw, self._backward_pack, None, (rows, columns), (1, 1))
+
+    def _spread(self, grad_BOhw: Tensor, shape: torch.Size, padding: tuple[int, int]) -> Tensor:
+        """The gradient where the kernel moves by more than one: a transposed convolution. What the
+        steps did not reach at the lower and right edge is its output padding."""
+        how = zip(
+            shape[2:], grad_BOhw.shape[2:], self.stride, padding, self.kernel_size, strict=True
+        )
+        rest = [size - ((n - 1) * step - 2 * p + k) for size, n, step, p, k in how]
+        if self._backward_pack is None:
+            self._backward_pack = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+                self.weight, padding, rest, self.stride, (1, 1), 1, list(grad_BOhw.shape)
+            )
+        spread: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            grad_BOhw,
+            self._backward_pack,
+            None,
+            padding,
+            rest,
+            self.stride,
+            (1, 1),
+            1,
+            "none",
+            [],
+            "",
+        )
+        return spread
 
     def _packable(self, x: Tensor) -> bool:
         return (
