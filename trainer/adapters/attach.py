@@ -84,15 +84,23 @@ class Attached:
             layer.multiplier = multiplier
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside the `with` block the model is the base alone, bit for bit."""
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Inside the `with` block the updates have so much of the strength they have outside; at 0
+        the model is the base alone, bit for bit."""
         before = {path: layer.multiplier for path, layer in self.layers.items()}
-        self.set_multiplier(0.0)
+        for path, multiplier in before.items():
+            self.layers[path].multiplier = factor * multiplier
         try:
             yield
         finally:
             for path, multiplier in before.items():
                 self.layers[path].multiplier = multiplier
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the `with` block the model is the base alone, bit for bit."""
+        with self.scaled(0.0):
+            yield
 
     def detach(self) -> None:
         """Put the original layers back; the model is as it was before. Does nothing twice."""

@@ -70,8 +70,13 @@ def naming_of(module: nn.Module, prefix: str, insert: str = "", *, ldm: bool = F
     return KeyNaming(prefix, insert)
 
 
-def kohya_tensors(attached: Attached, naming: KeyNaming) -> dict[str, Tensor]:
+def kohya_tensors(
+    attached: Attached, naming: KeyNaming, strength: float = 1.0
+) -> dict[str, Tensor]:
     """The tensors of a file: down, up and alpha of every layer, float32 copies on the CPU.
+
+    Every alpha is multiplied by `strength`, so that programs apply so much of the update and the
+    factors stay as they were trained.
 
     Where ranks or alphas differ between layers, they are written in a form that every program
     applies alike (`folding`).
@@ -85,7 +90,7 @@ def kohya_tensors(attached: Attached, naming: KeyNaming) -> dict[str, Tensor]:
         tensors[f"{name}.{DOWN}"] = down
         tensors[f"{name}.{UP}"] = up
         # Always written: loaders disagree on what a missing alpha means.
-        tensors[f"{name}.{ALPHA}"] = torch.tensor(float(forms[path].alpha))
+        tensors[f"{name}.{ALPHA}"] = torch.tensor(float(forms[path].alpha) * strength)
     return tensors
 
 

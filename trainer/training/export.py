@@ -52,10 +52,11 @@ def export_lora(
         OutputError: it cannot be written.
         FileFormatError: what was written is not what it should be.
     """
+    strength = session.job.config.adapter.strength
     tensors: dict[str, Tensor] = {}
     expected: dict[str, tuple[int, ...]] = {}
     for attached, naming in named_adapters(session):
-        tensors |= kohya_tensors(attached, naming)
+        tensors |= kohya_tensors(attached, naming, strength)
         expected |= expected_shapes(attached, naming)
     if source is not None:
         tensors = dict(read_lora(source).tensors)
@@ -156,7 +157,8 @@ def _facts(
         prediction_type="epsilon" if prediction == "epsilon" else "v",
         v2=names.v2,
         rank=rank,
-        alpha=alpha,
+        alpha=alpha * config.adapter.strength,
+        network_args=_network_args(config.adapter.strength),
         captions=tuple(text for photo in job.photos for text in photo.texts),
         repeats=config.data.repeats,
         resolution=Size(side, side),
@@ -180,6 +182,11 @@ def _facts(
         attention=session.device.attention,
         frozen_weights=session.device.weights,
     )
+
+
+def _network_args(strength: float) -> dict[str, str]:
+    """What changes the update beside rank and alpha."""
+    return {} if strength == 1.0 else {"strength": f"{strength:g}"}
 
 
 @cache
