@@ -879,13 +879,14 @@ def test_inspect_shows_the_runs_file(cli: Callable[..., Outcome], whole: Path) -
         assert words in text
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("precision", "strength"), [("fp32", 0.7), ("fp16", 1.0)])
 def test_a_plain_diffusers_pipeline_draws_the_trainers_own_picture(
-    precision: str, train: Train, base: Path, prompts: Path, tmp_path: Path
+    precision: str, strength: float, train: Train, base: Path, prompts: Path, tmp_path: Path
 ) -> None:
     """Loaded with `load_lora_weights`, both in fp32: at most one grey level of 255 differs with a
     file in fp32, at most three with one in fp16 (it rounds the weights)."""
     settings = ["preview.every_steps=4", f"preview.prompts={prompts}", "run.total_steps=8"]
+    settings.append(f"adapter.strength={strength}")
     train(*settings, f"adapter.save_precision={precision}", "adapter.targets=attention+ff").done()
     pipeline = StableDiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)

@@ -169,7 +169,7 @@ def applied_by_diffusers(
 
 
 def trained_file(
-    family: str, models: dict[str, nn.Module], rules: dict[str, list[BlockRule]]
+    family: str, models: dict[str, nn.Module], rules: dict[str, list[BlockRule]], strength: float
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """The tensors of a file, and {component: {path: update}} of what they were made from."""
     tensors: dict[str, Tensor] = {}
@@ -180,18 +180,19 @@ def trained_file(
         paths = select_layers(model, component, targets)
         attached = attach(model, paths, rank=4, alpha=2.0, seed=0, rules=rules.get(component, ()))
         randomized(attached)
-        tensors |= kohya_tensors(attached, namings[component])
-        updates[component] = {path: x.delta() for path, x in attached.layers.items()}
+        tensors |= kohya_tensors(attached, namings[component], strength)
+        updates[component] = {path: strength * x.delta() for path, x in attached.layers.items()}
         attached.detach()
     return tensors, updates
 
 
 @pytest.mark.parametrize(
-    ("family", "mixed"), [("sd1", True), ("sd2", True), ("sdxl", False), ("sdxl", True)]
+    ("family", "mixed", "strength"),
+    [("sd1", True, 0.75), ("sd2", True, 1.0), ("sdxl", False, 0.75), ("sdxl", True, 1.0)],
 )
-def test_diffusers_applies_the_same_update(family: str, mixed: bool) -> None:
+def test_diffusers_applies_the_same_update(family: str, mixed: bool, strength: float) -> None:
     models = small_components(family)
-    tensors, wanted = trained_file(family, models, MIXED if mixed else {})
+    tensors, wanted = trained_file(family, models, MIXED if mixed else {}, strength)
     for component, model in models.items():
         held = names_in(tensors, wanted[component], namings_of(family, models)[component])
         assert held.keys() == wanted[component].keys(), type(model)

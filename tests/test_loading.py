@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,31 @@ from trainer.families.detect import file_facts
 from trainer.families.header import read_header
 from trainer.families.hub import hub_folder, is_hub_id, variant_of, wanted_files
 from trainer.families.kinds import identify
-from trainer.families.single_file import Parts, load_single_file, load_vae, make_scheduler
+from trainer.families.single_file import load_vae, make_scheduler, open_single_file
 from trainer.families.sizes import shipped_config, text_config
 from trainer.families.tokenizers import find_tokenizer, padding_id
 
 FAMILIES = ("sd1", "sd2", "sdxl")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All modules of a single file."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    notices: tuple[str, ...]
+
+
+def load_single_file(facts: BaseFacts, dtype: torch.dtype) -> Parts:
+    file = open_single_file(facts)
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    first, vae, text, second = (
+        file.read(name, dtype) if name in {"vae", *file.plans} else None for name in names
+    )
+    return Parts(first, vae, text, second, tuple(file.notices))
 
 
 @pytest.fixture(scope="module")

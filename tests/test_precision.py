@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -41,7 +42,6 @@ from trainer.training import session as session_module
 from trainer.training.device import Device, choose_device, measured_attention
 from trainer.training.learner import Learner
 from trainer.training.loop import train
-from trainer.training.samples import encode_job
 from trainer.training.state import newest_checkpoint, restore, save_checkpoint
 from trainer.types import Size
 
@@ -437,24 +437,18 @@ def test_a_run_has_on_its_gpu_what_it_needs(
     """Photos are encoded before the UNet comes; VAE and frozen text encoders go before it trains,
     and come back to draw."""
     seen: dict[str, list[set[str]]] = {"vae": [], "train": []}
-    encode, loss = encode_job, Learner.loss
+    encode, loss = AutoencoderKL.encode, Learner.loss
 
-    def encoding(job: Any, device: Any, backbone: Any, *rest: Any) -> Any:
-        vae_encode = backbone.vae.encode
-
-        def watched(pixels: Tensor) -> Any:
-            seen["vae"].append(set(places.there))
-            return vae_encode(pixels)
-
-        backbone.vae.encode = watched
-        return encode(job, device, backbone, *rest)
+    def encoding(vae: AutoencoderKL, pixels: Tensor) -> Any:
+        seen["vae"].append(set(places.there))
+        return encode(vae, pixels)
 
     def training(learner: Learner, index: int) -> Tensor:
         result = loss(learner, index)
         seen["train"].append(set(places.there))
         return result
 
-    monkeypatch.setattr(session_module, "encode_job", encoding)
+    monkeypatch.setattr(AutoencoderKL, "encode", encoding)
     monkeypatch.setattr(Learner, "loss", training)
     words = (f"preview.every_steps={drawn}", "preview.scorer=plain", "data.cache=false")
     train("run.total_steps=2", *words, f"adapter.text_encoder={str(text_encoder).lower()}").done()

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,6 +23,7 @@ from tests.tiny import save_tiny_sdxl
 from trainer.adapters.file import read_lora
 from trainer.config.settings import section_models
 from trainer.errors import OutputError
+from trainer.families.checkpointing import checkpoint_blocks
 from trainer.training.learner import Learner
 from trainer.training.state import save_checkpoint
 
@@ -47,6 +47,8 @@ REFUSED = {
     "adapter.kind",
     "optimizer.name",
     "model.device",
+    "model.stream_blocks",
+    "model.memory",
     "data.face_detector_file",
     "data.face_recognizer_file",
     "data.face_download",
@@ -108,7 +110,10 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.device": ("model.device=cuda",),
     "model.precision": ("model.precision=bf16",),
     "model.checkpointing": ("model.checkpointing=true",),
+    "model.checkpoint_share": ("model.checkpoint_share=0.5", "model.checkpointing=true"),
     "model.weights": ("model.weights=int8",),
+    "model.stream_blocks": ("model.stream_blocks=true",),
+    "model.memory": ("model.memory=8gb",),
     "model.attention": ("model.attention=eager",),
     "model.fast": ("model.fast=off",),
     "adapter.kind": ("adapter.kind=nothing",),
@@ -122,6 +127,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "adapter.include": ("adapter.include=['*attn2*']",),
     "adapter.exclude": ("adapter.exclude=['*attn2*']",),
     "adapter.blocks": ("adapter.blocks=[{pattern='*attn2*', rank=3, rate=0.5}]",),
+    "adapter.strength": ("adapter.strength=0.5",),
     "adapter.save_precision": ("adapter.save_precision=fp32",),
     "adapter.init": ("adapter.init=missing.safetensors",),
     "optimizer.name": ("optimizer.name=nothing",),
@@ -242,7 +248,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
         seen[key] |= {
             "workers": workers,
             "downloads": downloads,
-            "checkpointed": bool(checkpointed),
+            "checkpointed": checkpointed,
             "saved away": len([*(home / "away").glob("*")]) > away,
         }
         torch.set_num_threads(1)
@@ -277,11 +283,14 @@ def counted_downloads(patch: pytest.MonkeyPatch, base: Path) -> list[bool]:
     return asked
 
 
-def counted_checkpointing(patch: pytest.MonkeyPatch) -> list[object]:
-    """The models that were told to compute their activations again; that shows in no result."""
-    told: list[object] = []
-    name = "enable_gradient_checkpointing"
-    patch.setattr(UNet2DConditionModel, name, lambda unet: told.append(unet))
+def counted_checkpointing(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many blocks were told to compute their activations again; that shows in no result."""
+    told: list[int] = []
+
+    def count(unet: torch.nn.Module, share: float) -> None:
+        told.append(checkpoint_blocks(unet, share))
+
+    patch.setattr("trainer.families.checkpointing.checkpoint_blocks", count)
     return told
 
 

@@ -6,6 +6,7 @@ Shapes: R rank; I, O input and output width (channels) of the base layer; kh, kw
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from trainer.adapters.frozen import FrozenLinear, matmul
 from trainer.errors import ModelError
+
+# Gives what a layer is computed of, and what a gradient of that is by what was given.
+Make = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 
 class LoRALayer(nn.Module):
@@ -74,7 +78,7 @@ class LoRALayer(nn.Module):
         """x [..., I] or [B, I, h, w] -> what the base gives, plus the update."""
         strength = self.scale * self.multiplier
         if strength != 0 and isinstance(self.base, FrozenLinear):
-            updated: Tensor = _Update.apply(x, self.down, self.up, self.base, strength)
+            updated: Tensor = _Update.apply(x, self.down, self.up, self.base, strength, None)
             return updated
         y: Tensor = self.base(x)
         if strength == 0:
@@ -86,6 +90,16 @@ class LoRALayer(nn.Module):
             hidden = F.conv2d(x, down, None, base.stride, base.padding, base.dilation, base.groups)
             return y + F.conv2d(hidden * strength, up)
         return y + F.linear(F.linear(x, down) * strength, up)
+
+    def forward_of(self, make: Make, given: Tensor, plainly: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer for x = plainly(given) = make(given)[0]. Where it can, it keeps `given` alone
+        for the backward pass, and makes x again in it."""
+        strength = self.scale * self.multiplier
+        if strength != 0 and isinstance(self.base, FrozenLinear):
+            updated: Tensor = _Update.apply(given, self.down, self.up, self.base, strength, make)
+            return updated
+        y: Tensor = self(plainly(given))
+        return y
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -102,35 +116,46 @@ class LoRALayer(nn.Module):
 class _Update(torch.autograd.Function):
     """x W^T + b + (x down^T) (strength up)^T of a frozen linear layer, as one function.
 
-    Kept for the backward pass are the input, as it is, and the middle of width R; the frozen
-    weight's product and the update's are added up where they are computed. T rows.
+    Kept for the backward pass are the input, as it is, or what it is made of where `make` says how,
+    and the middle of width R; the frozen weight's product and the update's are added up where they
+    are computed. T rows.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: FrozenLinear, strength: float
+        ctx: Any,
+        given: Tensor,
+        down: Tensor,
+        up: Tensor,
+        base: FrozenLinear,
+        strength: float,
+        make: Make | None,
     ) -> Tensor:
+        x = given if make is None else make(given)[0]
         x_TI = x.flatten(0, -2)
         down_RI, up_OR = down.to(x.dtype), (up * strength).to(x.dtype)
         hidden_TR = matmul(x_TI, down_RI)
         y_TO = matmul(x_TI, base.weight, base.bias).addmm_(hidden_TR, up_OR.t())
-        ctx.save_for_backward(x, hidden_TR, down_RI, up_OR)
-        ctx.base, ctx.strength, ctx.dtype = base, strength, up.dtype
+        ctx.save_for_backward(given, hidden_TR, down_RI, up_OR)
+        ctx.base, ctx.strength, ctx.dtype, ctx.make = base, strength, up.dtype, make
         return y_TO.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        x, hidden_TR, down_RI, up_OR = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        given, hidden_TR, down_RI, up_OR = ctx.saved_tensors
+        x, gradient = (given, None) if ctx.make is None else ctx.make(given)
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
         grad_TR = matmul(grad_TO, up_OR.t())
         grad_up = (hidden_TR.t() @ grad_TO).t().to(ctx.dtype) * ctx.strength
         grad_down = (grad_TR.t() @ x_TI).to(ctx.dtype)
-        grad_x = None
+        grad_given = None
         if ctx.needs_input_grad[0]:
             grad_x_TI = matmul(grad_TO, ctx.base.weight.t()).addmm_(grad_TR, down_RI)
-            grad_x = grad_x_TI.unflatten(0, x.shape[:-1])
-        return grad_x, grad_down, grad_up, None, None
+            grad_given = grad_x_TI.unflatten(0, x.shape[:-1])
+            if gradient is not None:
+                grad_given = gradient(grad_given)
+        return grad_given, grad_down, grad_up, None, None, None
 
 
 def _factor_shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

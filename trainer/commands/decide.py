@@ -13,6 +13,7 @@ from rich.console import Console
 from trainer.adapters import ADAPTERS
 from trainer.commands.bases import base_facts, is_embedded
 from trainer.commands.describe import caption_flags
+from trainer.commands.fitting import fitted, require_gpu
 from trainer.commands.material import Material, gather
 from trainer.commands.sets import SO_FAR, with_words_of
 from trainer.commands.starts import chosen_start, start_layer
@@ -32,10 +33,10 @@ from trainer.data.buckets import bucket_counts
 from trainer.data.photos import PhotoScan
 from trainer.doctor.words import brief
 from trainer.errors import ConfigError, UsageError
-from trainer.families import BaseFacts
+from trainer.families import BaseFacts, early
 from trainer.optim import OPTIMIZERS
 from trainer.training.checkpoint_files import STATE
-from trainer.training.device import choose_device
+from trainer.training.device import Device, choose_device
 from trainer.training.finish import base_title
 from trainer.training.job import Job
 from trainer.training.run_folder import (
@@ -92,10 +93,11 @@ def decide(request: Request, console: Console, processes: int = 1) -> Job:
     numbered = not (request.output or holds_run(root))
     resolved, facts = settings_of(request, root)
     config = resolved.config
-    _check_choices(config, facts)
+    device = _check_choices(config, facts)
     check_scorer(config, facts)
     folder = RunFolder(root, config.run.name or file_stem(request.photos.resolve().name))
     require_own(request, folder)
+    early.begin()
     material = gather(request.photos, resolved, facts, console, strict=True, processes=processes)
     class_pictures = material.pictures_of("class")
     if class_pictures:
@@ -117,7 +119,10 @@ def decide(request: Request, console: Console, processes: int = 1) -> Job:
         resume_from=resumed,
         start=chosen_start(resolved.config, facts, resume=request.resume),
     )
+    job, memory = fitted(job, device, processes)
     _say_what(job, material, console, processes)
+    if memory:
+        console.print(memory, highlight=False, soft_wrap=True, markup=False)
     return job
 
 
@@ -215,15 +220,18 @@ def _require_prior(config: TrainConfig) -> None:
         )
 
 
-def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
-    """Everything that is named by a text or depends on the base, before anything is loaded.
+def _check_choices(config: TrainConfig, facts: BaseFacts) -> Device:
+    """Everything that is named by a text or depends on the base, before anything is loaded; the
+    device that will be used.
 
     Raises:
         UsageError, DeviceError, DataError: a name, file or size is wrong.
     """
     OPTIMIZERS[config.optimizer.name]
     ADAPTERS[config.adapter.kind]
-    choose_device(config.model.device, config.model.precision, "sdpa", weights=config.model.weights)
+    model = config.model
+    device = choose_device(model.device, model.precision, "sdpa", weights=model.weights)
+    require_gpu(config, device)
     unit = max(8, facts.pixels_per_latent)
     if (config.data.bucket_step_px or unit) % unit:
         raise ConfigError(
@@ -236,6 +244,7 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> None:
     names += [config.preview.prompts] if config.preview.every_steps else []
     for name in names:
         prompts_path(name)
+    return device
 
 
 def _saved_settings(path: Path) -> Layer:

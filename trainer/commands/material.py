@@ -33,7 +33,7 @@ from trainer.doctor.examine import Examination, examine
 from trainer.doctor.facts import FactStore
 from trainer.doctor.findings import Diagnosis
 from trainer.faces import FaceFinder, open_finder
-from trainer.families import FAMILIES, BaseFacts
+from trainer.families import FAMILIES, BaseFacts, early
 from trainer.training.reports import stage_progress
 from trainer.types import Bucketed, Captioned, Photo
 
@@ -151,6 +151,7 @@ def _examine(
         progress=stage_progress(console, "photos examined"),
         background=config.data.background_rgb,
     )
+    early.wait()  # what follows may load models itself
     if store.notice:
         console.print(store.notice, style="yellow", soft_wrap=True)
     return examination

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from trainer.training.job import Job
+from trainer.training.memory_class import CLASSES, GIB, room_of
 from trainer.training.preflight import Preflight, measure
 from trainer.training.session import open_session
 
@@ -18,16 +19,16 @@ def preflight(job: Job, console: Console, *, resume: bool) -> None:
         TrainerError: as the run itself would; of full memory, what would help.
     """
     session = open_session(job, console, resume=resume)
-    for line in in_words(measure(session)):
+    for line in in_words(measure(session), session.job.config.model.memory):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def in_words(found: Preflight) -> list[str]:
-    """The lines for the user."""
-    memory = "the GPU's memory" if found.on_gpu else "memory of the process"
+def in_words(found: Preflight, memory: str = "off") -> list[str]:
+    """The lines for the user. memory: the memory class that the run is to fit into."""
+    kind = "the GPU's memory" if found.on_gpu else "memory of the process"
     lines = [
         f"Preflight  a step of the largest bucket ({found.bucket}): {found.step_seconds:.2f} s; "
-        f"{_gigabytes(found.step_peak)} of {memory} at most"
+        f"{_gigabytes(found.step_peak)} of {kind} at most"
     ]
     if found.samples:
         lines.append(
@@ -36,11 +37,28 @@ def in_words(found: Preflight) -> list[str]:
         )
     lines += [
         f"           there are {_gigabytes(found.total)} in all",
+        *(
+            [f"           {_class_words(found, memory)}"]
+            if found.on_gpu and memory != "off"
+            else []
+        ),
         f"           the whole run: about {_duration(found.run_seconds)}"
         + (f", with {found.samples} samples; their scores come on top" if found.samples else ""),
         "Nothing was trained or written; start it without --preflight.",
     ]
     return lines
+
+
+def _class_words(found: Preflight, memory: str) -> str:
+    """Whether the run stays within its memory class."""
+    room = room_of(CLASSES.get(memory, found.total / GIB))
+    peak = max(found.step_peak, found.sample_peak)
+    words = f"{_gigabytes(peak)} of the {_gigabytes(int(room))} that it has for a run"
+    if peak <= room:
+        return f"memory class {memory}: holds, {words}"
+    if found.step_peak <= room:
+        return f"memory class {memory}: holds in training, but samples take {words}"
+    return f"memory class {memory}: does not hold, {words}; name a smaller one"
 
 
 def _gigabytes(size: int) -> str:

@@ -52,11 +52,31 @@ class ModelSettings(Section):
         "compute the UNet's activations twice instead of keeping them: less memory, slower, the "
         "same result",
     )
+    checkpoint_share: float = setting(
+        1.0,
+        "with model.checkpointing: of the UNet's blocks, the share that is computed twice; first "
+        "those that save the most memory for the least work",
+        ge=0,
+        le=1,
+    )
     weights: Literal["same", "int8", "fp8"] = setting(
         "same",
         "number format in which the frozen weights of UNet and text encoders are kept: same = that "
         "of model.precision; int8 or fp8 = one byte each, for small GPUs: less exact (int8 the "
         "more exact of the two) and slower",
+    )
+    stream_blocks: bool = setting(
+        False,
+        "keep the weights of the UNet's blocks in main memory and bring each to the GPU when it "
+        "computes: far less GPU memory, slower, the same result; NVIDIA GPUs only, for the "
+        "smallest of them",
+    )
+    memory: Literal["auto", "off", "4gb", "6gb", "8gb", "12gb", "24gb"] = setting(
+        "auto",
+        "memory of the GPU that the run is to fit into: what is not set of model.weights, "
+        "model.checkpointing, model.checkpoint_share, model.stream_blocks and optimizer.name is "
+        "chosen for it, the fastest that fits; auto = what an NVIDIA GPU has free; off = nothing "
+        "is chosen",
     )
     attention: Literal[
         "auto",
@@ -77,9 +97,10 @@ class ModelSettings(Section):
     )
     fast: Literal["on", "lean", "off"] = setting(
         "on",
-        "how the frozen layers are computed: on = their weights are brought once into the order "
-        "that the processor wants; lean = they are not, which takes less memory; off = as PyTorch "
-        "does by itself; the same result but for rounding",
+        "how the frozen layers are computed: lean = little is kept for the backward pass; on = so "
+        "too on a GPU, while on a processor their weights are brought once into the order that it "
+        "wants, which takes more memory; off = as PyTorch does by itself; the same result but for "
+        "rounding",
     )
 
 
@@ -134,6 +155,13 @@ class AdapterSettings(Section):
     blocks: list[BlockSettings] = setting(
         [], "other ranks and rates for some layers, each an [[adapter.blocks]] table"
     )
+    strength: float = setting(
+        1.0,
+        "how much of what was learned samples and LoRA files apply; training itself goes on at "
+        "full strength; below 1 prompts are followed better and the look is weaker",
+        gt=0,
+        le=1,
+    )
     save_precision: Literal["fp16", "bf16", "fp32"] = setting(
         "fp16", "number format of the LoRA file"
     )
@@ -145,7 +173,9 @@ class AdapterSettings(Section):
 class OptimizerSettings(Section):
     """How the weights move."""
 
-    name: str = setting("adamw", "optimizer")
+    name: str = setting(
+        "adamw", "optimizer: adamw, or adamw8bit, the same in a quarter of its memory"
+    )
     learning_rate: float = setting(1e-4, "step size for the UNet's layers", gt=0, le=1)
     text_encoder_learning_rate: float = setting(
         5e-5, "step size for the text encoder's layers", gt=0, le=1

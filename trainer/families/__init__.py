@@ -43,6 +43,7 @@ class BaseFacts:
     vae: folder or file of a VAE to take in place of the base's own.
     tokenizer: folder of a tokenizer to take in place of the base's own.
     attention: of its UNet.
+    latent_channels: of its VAE.
     """
 
     family: str
@@ -60,6 +61,7 @@ class BaseFacts:
     vae: Path | None = None
     tokenizer: Path | None = None
     attention: AttentionFacts = AttentionFacts()
+    latent_channels: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,13 @@ class LoadOptions:
     prompt_chunks: 75 tokens each, 1 to 3; text beyond is cut off.
     checkpointing: the UNet's activations are computed again in the backward pass instead of kept
         (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
+    checkpoint_share: of the UNet's blocks that are checkpointed then, 0 to 1.
+    lean: the UNet's blocks keep less for the backward pass (`trainer.families.lean`).
     weights: number format in which the frozen weights are kept: "same" as they compute in, or one
         of `trainer.families.quantize.FORMATS`.
+    stream_blocks: the weights of the UNet's blocks stay in main memory and come to the device when
+        they compute (`trainer.families.streaming`).
+    finish: called with each of `Backbone.components` when its weights have been read, each time.
     """
 
     device: torch.device
@@ -99,7 +106,11 @@ class LoadOptions:
     clip_skip: int = 0
     prompt_chunks: int = 1
     checkpointing: bool = False
+    checkpoint_share: float = 1.0
+    lean: bool = False
     weights: str = "same"
+    stream_blocks: bool = False
+    finish: Callable[[nn.Module], object] | None = None
 
 
 class Backbone(Protocol):
@@ -119,12 +130,19 @@ class Backbone(Protocol):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of how it was loaded: sentences, each to be said once."""
+        """What the user should know of how it was loaded, of the parts that were needed so far:
+        sentences, each to be said once."""
         ...
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
-        """The modules that can be trained: `unet`, `text_encoder` and, if any, `text_encoder_2`."""
+        """The modules that can be trained: `unet`, `text_encoder` and, if any, `text_encoder_2`.
+        Each is read from its files when it is asked for."""
+        ...
+
+    @property
+    def held(self) -> Mapping[str, nn.Module]:
+        """Those of `components` that are in memory."""
         ...
 
     @property
@@ -134,6 +152,10 @@ class Backbone(Protocol):
 
     def encode_pixels(self, pixels_BCHW: Tensor, noise_BChw: Tensor) -> Tensor:
         """Pixels in [-1, 1] -> scaled latents float32, the posterior drawn with the given noise."""
+        ...
+
+    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
+        """Scaled latents -> pixels float32 in [-1, 1], or a little beyond."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -171,16 +193,19 @@ class Backbone(Protocol):
         ...
 
     def hold(self, *parts: str) -> None:
-        """Move parts onto the device, before something is attached to them or in good time.
+        """Move parts onto the device, before something is attached to them or in good time; again
+        after that, so that where weights are streamed what was attached is there as well.
 
         parts: "vae", or as in `components`.
         """
         ...
 
     def release(self, *parts: str) -> None:
-        """Move parts that are not needed for a while off the device; nothing on the processor.
+        """Let go of parts that are not needed for a while: they leave the device. What computes on
+        the processor is forgotten and read from its files again.
 
-        parts: "vae", or text encoders as in `components`. Each comes back when it is next used.
+        parts: "vae", or text encoders as in `components` to which nothing was attached. Each comes
+        back when it is next used.
         """
         ...
 

@@ -6,10 +6,9 @@ is told beside the prompt; the family hands all of that over as values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from trainer.families import BaseFacts, FamilyNames
 from trainer.families.attention import KERNELS, WithKernel
 from trainer.families.blockwise import BlockwiseProcessor
 from trainer.families.prompts import Prompting, counter, embed, token_ids
+from trainer.families.streaming import Streamer, stream
 from trainer.families.tokenizers import padding_id
 from trainer.types import Prompts
 
@@ -26,13 +26,40 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# A VAE takes about 512 numbers for each pixel while it encodes: 4 GB in fp32 at this size. Pictures
+# beyond it are encoded in tiles of the size that the VAE was trained on.
+MOST_WHOLE_PIXELS = 2 * 2**20
+
+
+class Components(Mapping[str, Any]):
+    """Modules by name, each read when it is asked for."""
+
+    def __init__(self, names: Sequence[str], part: Callable[[str], Any]) -> None:
+        self._names, self._part = tuple(names), part
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._part(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(kw_only=True)
 class StableDiffusionBackbone:
-    """A loaded model of Stable Diffusion; see `trainer.families.Backbone` for shapes.
+    """A model of Stable Diffusion; see `trainer.families.Backbone` for shapes.
 
-    text_encoders: by their names in diffusers' folders; one tokenizer serves them all.
-    device: where it computes. All parts come loaded in main memory, and each goes to the device
-        when it is first used: photos are encoded before the UNet takes its room there.
+    encoders: the text encoders' names in diffusers' folders; one tokenizer serves them all.
+    read: reads a part from its files, "vae" or as in `components`; each is read when it is first
+        needed.
+    said: gets a sentence when something was unusual in reading.
+    device: where it computes. Each part goes there when it is first used: photos are encoded
+        before the UNet takes its room.
+    stream_blocks: of the UNet's blocks each goes there whenever it computes, and no longer.
     """
 
     facts: BaseFacts
@@ -40,12 +67,15 @@ class StableDiffusionBackbone:
     names: FamilyNames
     prompting: Prompting
     tokenizer: Any
-    text_encoders: Mapping[str, Any]
-    unet: Any
-    vae: Any
+    encoders: tuple[str, ...]
+    read: Callable[[str], Any]
     scheduler: Any
-    notices: tuple[str, ...] = ()
+    said: list[str] = field(default_factory=list)
+    stream_blocks: bool = False
+    _there: dict[str, Any] = field(init=False, default_factory=dict)
     _released: set[str] = field(init=False, default_factory=set)
+    _drawing: Any = field(init=False, default=None)
+    _streamer: Streamer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.device.type != "cpu":
@@ -53,7 +83,15 @@ class StableDiffusionBackbone:
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, **self.text_encoders}
+        return Components(("unet", *self.encoders), self._part)
+
+    @property
+    def held(self) -> Mapping[str, nn.Module]:
+        return {name: part for name, part in self._there.items() if name != "vae"}
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return tuple(self.said)
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -61,20 +99,28 @@ class StableDiffusionBackbone:
 
     def encode_pixels(self, pixels_BCHW: Tensor, noise_BChw: Tensor) -> Tensor:
         vae = self._at_hand("vae")
+        vae.use_tiling = encodes_in_tiles(pixels_BCHW.shape[3], pixels_BCHW.shape[2])
         posterior = vae.encode(pixels_BCHW.to(vae.device, vae.dtype)).latent_dist
+        vae.use_tiling = False
         mean, std = posterior.mean.float(), posterior.std.float()
         return (mean + std * noise_BChw.to(mean.device)) * vae.config.scaling_factor
 
+    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
+        vae = self._at_hand("vae")
+        scaled = latents_BChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        pixels_BCHW: Tensor = vae.decode(scaled, return_dict=False)[0]
+        return pixels_BCHW.float()
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.facts.pixels_per_latent
-        return int(self.vae.config.latent_channels), height // factor, width // factor
+        return self.facts.latent_channels, height // factor, width // factor
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         """The text without a caption is the empty one, encoded like any other, in training and in
         drawing: so A1111 and ComfyUI draw with SDXL. (diffusers' pipeline of SDXL takes zeros
         where no negative prompt is given.)"""
         embeddings, pooled = [], None
-        for name in self.text_encoders:
+        for name in self.encoders:
             encoder = self._at_hand(name)
             ids_BnL = token_ids(
                 self.tokenizer,
@@ -121,12 +167,16 @@ class StableDiffusionBackbone:
         sizes_6 = torch.tensor((height, width, 0, 0, height, width), device=latents_BChw.device)
         return sizes_6.expand(len(latents_BChw), 6)
 
-    @cached_property
-    def _pipeline(self) -> Any:
+    def pipeline(self) -> Any:
+        if self._drawing is None:
+            self._drawing = self._new_pipeline()
+        return self._drawing
+
+    def _new_pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-        parts = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
-        parts |= {"tokenizer": self.tokenizer, **self.text_encoders}
+        parts = {name: self._part(name) for name in ("vae", *self.components)}
+        parts |= {"tokenizer": self.tokenizer, "scheduler": self.scheduler}
         if self.facts.pooled:
             pipeline = StableDiffusionXLPipeline(
                 **parts, tokenizer_2=self.tokenizer, add_watermarker=False
@@ -141,19 +191,21 @@ class StableDiffusionBackbone:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def pipeline(self) -> Any:
-        return self._pipeline
-
     def hold(self, *parts: str) -> None:
         for name in parts:
             self._at_hand(name)
+        if "unet" in parts and self._streamer is not None:
+            self._streamer.settle()
 
     def release(self, *parts: str) -> None:
-        if self.device.type == "cpu":
-            return
         for name in parts:
-            self._part(name).to("cpu")
             self._released.add(name)
+            if name in self._there and self.device.type != "cpu":
+                self._there[name].to("cpu")
+            elif name in self._there:
+                # There is no other place: it is read again from its files.
+                del self._there[name]
+                self._drawing = None
 
     @contextmanager
     def complete(self, *parts: str) -> Iterator[None]:
@@ -167,15 +219,28 @@ class StableDiffusionBackbone:
             self.release(*(name for name in released if name != "unet"))
 
     def _part(self, name: str) -> Any:
-        return self.vae if name == "vae" else self.components[name]
+        """A part in main memory or on the device, read from its files if it was not there."""
+        if name not in self._there:
+            self._there[name] = self.read(name)
+            if self.device.type == "cpu":
+                self._released.discard(name)
+        return self._there[name]
 
     def _at_hand(self, name: str) -> Any:
         """A part, on the device if it was not there."""
         part = self._part(name)
         if name in self._released:
-            part.to(self.device)
+            if name == "unet" and self.stream_blocks:
+                self._streamer = stream(part, self.device)
+            else:
+                part.to(self.device)
             self._released.discard(name)
         return part
+
+
+def encodes_in_tiles(width: int, height: int) -> bool:
+    """Whether a picture of that size in pixels is too large to be encoded as a whole."""
+    return width * height > MOST_WHOLE_PIXELS
 
 
 def set_attention(unet: Any, attention: str) -> None:

@@ -207,6 +207,7 @@ def file_facts(header: Header, kind: Kind, prediction: str) -> BaseFacts:
         pooled=(header.shape("conditioner.embedders.1.model.text_projection") or (0,))[-1],
         zero_terminal_snr=kind.zero_terminal_snr,
         attention=first_attention(unet),
+        latent_channels=int(vae.get("latent_channels", 4)),
     )
 
 

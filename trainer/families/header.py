@@ -41,10 +41,14 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Shape of a tensor and its number format, in safetensors' words ("F16")."""
+    """Shape of a tensor and its number format, in safetensors' words ("F16").
+
+    start: where its bytes begin in a safetensors file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _safetensors_header(path: Path, text: bytes, data_bytes: int) -> Header:
         raise damaged(path, "its metadata is not a table of texts")
     tensors, end = {}, 0
     for name, entry in table.items():
-        info, last = _entry(path, name, entry)
+        info, last = _entry(path, name, entry, 8 + len(text))
         tensors[name], end = info, max(end, last)
     if end > data_bytes:
         size = path.stat().st_size
@@ -137,8 +141,8 @@ def _safetensors_header(path: Path, text: bytes, data_bytes: int) -> Header:
     return Header(path, "safetensors", tensors, metadata)
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
-    """A tensor, and where in the data it ends."""
+def _entry(path: Path, name: str, entry: Any, data: int) -> tuple[TensorInfo, int]:
+    """A tensor, and where in the data, which begin at byte `data`, it ends."""
     try:
         shape = tensor_shape(entry["shape"])
         first, last = (_count(offset) for offset in entry["data_offsets"])
@@ -148,7 +152,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
     item_bytes = ITEM_BYTES.get(dtype)
     if item_bytes and last - first != prod(shape) * item_bytes:
         raise damaged(path, f"the size of the tensor '{name[:80]}' does not fit its shape")
-    return TensorInfo(shape, dtype), last
+    return TensorInfo(shape, dtype, data + first), last
 
 
 def _count(value: Any) -> int:

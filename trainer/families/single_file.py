@@ -2,6 +2,7 @@
 
 Modules are built without weights first. Then one tensor after the other is read, renamed (`ldm`),
 cast and put in its place, so that no more is in memory than the finished modules and one tensor.
+Each module is read by itself, when it is needed.
 """
 
 from __future__ import annotations
@@ -41,42 +42,50 @@ _BUILD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Attribu
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The modules of a base on the CPU, frozen and in evaluation mode.
-
-    unet: UNet2DConditionModel. vae: AutoencoderKL. text_encoder: CLIPTextModel. text_encoder_2:
-    CLIPTextModelWithProjection, in SDXL. scheduler: of diffusers, with what the base predicts.
-    notices: what was unusual, each a sentence.
-    """
-
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    text_encoder_2: Any | None
-    scheduler: Any
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """A module to fill: how it is built, and where in the file its tensors are."""
 
     build: Callable[[], nn.Module]
     sources: Mapping[str, Source]
 
 
-def load_single_file(facts: BaseFacts, dtype: torch.dtype) -> Parts:
-    """Load a base that is a single file.
+@dataclass(frozen=True, slots=True)
+class SingleFile:
+    """The modules of a base in a single file.
+
+    plans: by the modules' names in diffusers' folders. notices: what was unusual in those that
+    were read, each a sentence.
+    """
+
+    facts: BaseFacts
+    header: Header
+    plans: Mapping[str, Plan]
+    notices: list[str]
+
+    def read(self, name: str, dtype: torch.dtype) -> Any:
+        """A module on the CPU, frozen and in evaluation mode: `unet` (UNet2DConditionModel), `vae`
+        (AutoencoderKL), `text_encoder` (CLIPTextModel) or, in SDXL, `text_encoder_2`
+        (CLIPTextModelWithProjection).
+
+        Raises:
+            ModelError: tensors are missing or have shapes that do not fit, named in the message.
+        """
+        if name == "vae" and self.facts.vae:
+            return load_vae(self.facts.vae, self.facts.family, dtype)
+        return fill(self.plans[name], self.header, dtype, self.notices)
+
+
+def open_single_file(facts: BaseFacts) -> SingleFile:
+    """Look for the modules of a base that is a single file; no weight is read.
 
     Args:
         facts: of the base (`inspect_base`); its `folder` is the file.
-        dtype: number format of all modules.
 
     Raises:
-        ModelError: tensors are missing or have shapes that do not fit, named in the message.
+        ModelError: the file cannot be read, or a whole module is missing.
     """
     header = read_header(facts.folder)
-    plans: dict[str, _Plan] = {}
+    plans: dict[str, Plan] = {}
     try:
         for prefix, (part, open_clip) in TEXT_PREFIXES.items():
             if any(map(_begins(prefix), header.tensors)):
@@ -91,16 +100,7 @@ def load_single_file(facts: BaseFacts, dtype: torch.dtype) -> Parts:
             where=str(facts.folder),
             fix="Download it again; if it was merged or cut down, use the model it came from.",
         ) from error
-    notices: list[str] = []
-    modules = {part: _fill(plan, header, dtype, notices) for part, plan in plans.items()}
-    return Parts(
-        unet=modules["unet"],
-        vae=load_vae(facts.vae, facts.family, dtype) if facts.vae else modules["vae"],
-        text_encoder=modules["text_encoder"],
-        text_encoder_2=modules.get("text_encoder_2"),
-        scheduler=make_scheduler(facts),
-        notices=tuple(notices),
-    )
+    return SingleFile(facts, header, plans, [])
 
 
 def load_vae(path: Path, family: str, dtype: torch.dtype) -> Any:
@@ -128,7 +128,7 @@ def load_vae(path: Path, family: str, dtype: torch.dtype) -> Any:
             where=str(path),
             fix="Give a VAE's folder in diffusers format or its file after --vae.",
         ) from error
-    return _fill(plan, header, dtype, [])
+    return fill(plan, header, dtype, [])
 
 
 def make_scheduler(facts: BaseFacts) -> Any:
@@ -150,26 +150,26 @@ def _begins(prefix: str) -> Callable[[str], bool]:
     return lambda name: name.startswith(prefix)
 
 
-def _unet_plan(facts: BaseFacts, header: Header) -> _Plan:
+def _unet_plan(facts: BaseFacts, header: Header) -> Plan:
     from diffusers import UNet2DConditionModel
 
     sources = unet_sources(header.tensors, UNET_PREFIX)
     shipped = shipped_config(facts.family, "unet", facts.prediction)
     config = unet_config(shapes_of(header, sources), shipped, facts.pooled)
     config["sample_size"] = facts.resolution // facts.pixels_per_latent
-    return _Plan(lambda: UNet2DConditionModel.from_config(config), sources)
+    return Plan(lambda: UNet2DConditionModel.from_config(config), sources)
 
 
-def _vae_plan(family: str, header: Header, sources: dict[str, Source]) -> _Plan:
+def _vae_plan(family: str, header: Header, sources: dict[str, Source]) -> Plan:
     from diffusers import AutoencoderKL
 
     config = vae_config(shapes_of(header, sources), shipped_config(family, "vae"))
     if not config["block_out_channels"]:
         raise KeyError("encoder.conv_in.weight")
-    return _Plan(lambda: AutoencoderKL.from_config(config), sources)
+    return Plan(lambda: AutoencoderKL.from_config(config), sources)
 
 
-def _text_plan(family: str, part: str, header: Header, sources: dict[str, Source]) -> _Plan:
+def _text_plan(family: str, part: str, header: Header, sources: dict[str, Source]) -> Plan:
     import transformers
 
     values = text_config(shapes_of(header, sources), shipped_config(family, part))
@@ -177,11 +177,22 @@ def _text_plan(family: str, part: str, header: Header, sources: dict[str, Source
     layers = int(values["num_hidden_layers"])
     unused = tuple(f"encoder.layers.{number}." for number in range(layers, layers + 2))
     used = {name: source for name, source in sources.items() if not name.startswith(unused)}
-    return _Plan(lambda: kind(transformers.CLIPTextConfig(**values)), used)
+    return Plan(lambda: kind(transformers.CLIPTextConfig(**values)), used)
 
 
-def _fill(plan: _Plan, header: Header, dtype: torch.dtype, notices: list[str]) -> nn.Module:
-    """Build a module and read its weights into it."""
+def fill(plan: Plan, header: Header, dtype: torch.dtype, notices: list[str]) -> nn.Module:
+    """Build a module and read its weights into it, each straight into its number format.
+
+    Args:
+        plan: of the module. header: of the file that its weights are in.
+        notices: gets a sentence about what was unusual.
+
+    Returns:
+        The module on the CPU, frozen and in evaluation mode.
+
+    Raises:
+        ModelError: tensors are missing or have shapes that do not fit, named in the message.
+    """
     from accelerate import init_empty_weights
 
     try:
@@ -246,7 +257,7 @@ def _require_shape(source: Source, header: Header, wanted: tuple[int, ...]) -> N
         )
 
 
-def _extras(plan: _Plan, used: Mapping[str, Source]) -> list[str]:
+def _extras(plan: Plan, used: Mapping[str, Source]) -> list[str]:
     taken = {source.name for source in used.values()}
     names = sorted({s.name for s in plan.sources.values()} - taken)
     extra = [name for name in names if not name.endswith(_KNOWN_EXTRAS)]

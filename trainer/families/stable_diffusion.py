@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,16 @@ from trainer.families.detect import (
     read_json,
     same_architecture,
 )
-from trainer.families.hub import variant_of
+from trainer.families.diffusers_folder import (
+    LOAD_ERRORS,
+    TEXT_ENCODERS,
+    not_loaded,
+    own_scheduler,
+    read_part,
+    require_weights,
+)
 from trainer.families.prompts import Prompting, counter, open_tokenizer, require_layer
-from trainer.families.single_file import Parts, load_single_file, load_vae
+from trainer.families.single_file import make_scheduler, open_single_file
 from trainer.families.sizes import shipped_config
 from trainer.families.tokenizers import find_tokenizer
 
@@ -30,11 +38,7 @@ if TYPE_CHECKING:
 
     from trainer.families.backbone import StableDiffusionBackbone
 
-# What the libraries raise on missing, damaged and foreign files.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 _LARGEST_PX = 16384  # of the side of a picture that a base can draw
-# The text encoders in diffusers' folders, and the classes of transformers they are.
-TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 # Clip skips that say nothing where a family keeps to one layer: A1111 calls it 1 whatever it is,
 # ComfyUI calls the layer before the last 2.
 _USUAL_SKIPS = (0, 1, 2)
@@ -86,6 +90,7 @@ class StableDiffusion:
                 pooled=int(text["projection_dim"]) if self.encoders > 1 else 0,
                 zero_terminal_snr=kind.zero_terminal_snr,
                 attention=first_attention(unet),
+                latent_channels=int(vae.get("latent_channels", 4)),
             )
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ModelError(
@@ -98,64 +103,60 @@ class StableDiffusion:
         return counter(_tokenizer(facts))
 
     def load(self, facts: BaseFacts, options: LoadOptions) -> StableDiffusionBackbone:
-        from trainer.families.backbone import StableDiffusionBackbone, set_attention
-        from trainer.families.quantize import pack_weights
+        from trainer.families.backbone import StableDiffusionBackbone
 
         prompting, notices = self._prompting(options)
+        said = list(notices)
         tokenizer = _tokenizer(facts)
         if facts.folder.is_file():
-            parts = load_single_file(facts, options.dtype)
+            single = open_single_file(facts)
+            single.notices.extend(said)
+            said = single.notices
+            read, scheduler = single.read, make_scheduler(facts)
         else:
-            parts = self._folder_parts(facts, options.dtype)
-        found = {"text_encoder": parts.text_encoder, "text_encoder_2": parts.text_encoder_2}
-        encoders = {name: found[name] for name in self._encoder_names}
-        if self._overflows(parts.vae, options.dtype):
-            parts.vae.float()
-            notices += (f"The VAE runs in fp32: that of {self.words} overflows in fp16.",)
-        for module in (*encoders.values(), parts.unet, parts.vae):
-            module.eval().requires_grad_(False)
-        if options.weights != "same":
-            for module in (*encoders.values(), parts.unet):
-                pack_weights(module, options.weights, options.device)
-        for encoder in encoders.values():
-            require_layer(encoder, prompting)
-            if options.attention == "eager":
-                encoder.set_attn_implementation("eager")
-        set_attention(parts.unet, options.attention)
-        if options.checkpointing:
-            parts.unet.enable_gradient_checkpointing()
+            require_weights(facts, self._encoder_names)
+            read, scheduler = partial(read_part, facts), own_scheduler(facts)
+
+        def ready(name: str) -> Any:
+            return self._ready(name, read(name, options.dtype), prompting, options, said)
+
         return StableDiffusionBackbone(
             facts=facts,
             device=options.device,
             names=self.v_names if facts.prediction == "v_prediction" else self.names,
             prompting=prompting,
             tokenizer=tokenizer,
-            text_encoders=encoders,
-            unet=parts.unet,
-            vae=parts.vae,
-            scheduler=parts.scheduler,
-            notices=(*notices, *parts.notices),
+            encoders=tuple(self._encoder_names),
+            read=ready,
+            scheduler=scheduler,
+            said=said,
+            stream_blocks=options.stream_blocks,
         )
 
-    def _folder_parts(self, facts: BaseFacts, dtype: torch.dtype) -> Parts:
-        """The modules of a base in diffusers' folder format, each weight read straight into the
-        number format that is wanted."""
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+    def _ready(
+        self, name: str, module: Any, prompting: Prompting, options: LoadOptions, said: list[str]
+    ) -> Any:
+        """A module that was just read, made as the options want it."""
+        from trainer.families.quantize import pack_weights
 
-        folder = facts.folder
-        try:
-            encoders = {name: _text_encoder(folder, name, dtype) for name in self._encoder_names}
-            return Parts(
-                unet=_part(UNet2DConditionModel, folder, "unet", dtype),
-                vae=load_vae(facts.vae, self.name, dtype)
-                if facts.vae
-                else _part(AutoencoderKL, folder, "vae", dtype),
-                text_encoder=encoders["text_encoder"],
-                text_encoder_2=encoders.get("text_encoder_2"),
-                scheduler=_scheduler(facts),
-            )
-        except LOAD_ERRORS as error:
-            raise _not_loaded(folder, error) from error
+        module.eval().requires_grad_(False)
+        if name == "vae":
+            if self._overflows(module, options.dtype):
+                module.float()
+                words = f"The VAE runs in fp32: that of {self.words} overflows in fp16."
+                said += [] if words in said else [words]
+            return module
+        if options.weights != "same":
+            pack_weights(module, options.weights, options.device)
+        if name == "unet":
+            _set_blocks(module, options)
+        else:
+            require_layer(module, prompting)
+            if options.attention == "eager":
+                module.set_attn_implementation("eager")
+        if options.finish is not None:
+            options.finish(module)
+        return module
 
     @property
     def _encoder_names(self) -> list[str]:
@@ -180,12 +181,17 @@ class StableDiffusion:
         return self.upcast_vae and dtype == torch.float16 and bool(vae.config.force_upcast)
 
 
-def _not_loaded(folder: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"The base model cannot be loaded: {error}",
-        where=str(folder),
-        fix="Copy or download the base again.",
-    )
+def _set_blocks(unet: Any, options: LoadOptions) -> None:
+    """Let a UNet's blocks compute as the options want it."""
+    from trainer.families.backbone import set_attention
+    from trainer.families.checkpointing import checkpoint_blocks
+    from trainer.families.lean import keep_less
+
+    set_attention(unet, options.attention)
+    if options.checkpointing:
+        checkpoint_blocks(unet, options.checkpoint_share)
+    if options.lean:
+        keep_less(unet)
 
 
 def _tokenizer(facts: BaseFacts) -> Any:
@@ -193,57 +199,4 @@ def _tokenizer(facts: BaseFacts) -> Any:
     try:
         return open_tokenizer(folder)
     except LOAD_ERRORS as error:
-        raise _not_loaded(folder, error) from error
-
-
-def _text_encoder(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    import transformers
-
-    encoder, report = getattr(transformers, TEXT_ENCODERS[name]).from_pretrained(
-        str(folder),
-        subfolder=name,
-        dtype=dtype,
-        variant=variant_of(folder / name),
-        output_loading_info=True,
-    )
-    _require_all(name, sorted(report["missing_keys"]))
-    return encoder
-
-
-def _part(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """The UNet or the VAE; weights that the files lack stay without content."""
-    part = kind.from_pretrained(
-        str(folder), subfolder=name, torch_dtype=dtype, variant=variant_of(folder / name)
-    )
-    _require_all(name, [key for key, weight in part.named_parameters() if weight.is_meta])
-    return part
-
-
-def _require_all(name: str, missing: list[str]) -> None:
-    if missing:
-        raise ValueError(f"{len(missing)} weights of {name} are missing, such as {missing[0]}")
-
-
-def _scheduler(facts: BaseFacts) -> Any:
-    """The base's own sampler, so that our samples are what a plain pipeline draws.
-
-    Where the facts know better what the base predicts (a folder may not say it), they hold. A
-    terminal SNR of zero is only reached when drawing begins at the last timestep
-    (arXiv 2305.08891, section 3.3): "trailing" steps.
-    """
-    import diffusers
-
-    folder = facts.folder
-    sampler = read_json(folder / "scheduler" / "scheduler_config.json")["_class_name"]
-    kind = getattr(diffusers, str(sampler), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise ValueError(f"scheduler_config.json names {sampler}, which is no scheduler")
-    loader: Any = kind
-    scheduler = loader.from_pretrained(str(folder), subfolder="scheduler")
-    changes: dict[str, Any] = {}
-    if scheduler.config.get("prediction_type", "epsilon") != facts.prediction:
-        changes["prediction_type"] = facts.prediction
-    if bool(scheduler.config.get("rescale_betas_zero_snr")) != facts.zero_terminal_snr:
-        changes["rescale_betas_zero_snr"] = facts.zero_terminal_snr
-        changes["timestep_spacing"] = "trailing" if facts.zero_terminal_snr else "leading"
-    return scheduler.from_config(scheduler.config, **changes) if changes else scheduler
+        raise not_loaded(folder, error) from error

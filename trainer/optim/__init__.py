@@ -13,7 +13,12 @@ from trainer.registry import Entry, Registry
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {"adamw": Entry("torch.optim:AdamW", "the default; safe everywhere")},
+    {
+        "adamw": Entry("torch.optim:AdamW", "the default; safe everywhere"),
+        "adamw8bit": Entry(
+            "trainer.optim.adamw8bit:AdamW8bit", "the same with a quarter of its memory"
+        ),
+    },
 )
 
 

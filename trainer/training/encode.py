@@ -25,6 +25,7 @@ from trainer.data.pixels import load_picture
 from trainer.data.variants import picture_key, sample_key
 from trainer.diffusion.noise import generator_of
 from trainer.families import Backbone
+from trainer.families.backbone import encodes_in_tiles
 from trainer.training.ahead import batches_of_alike, work_ahead
 from trainer.types import Bucketed, CachedSample, Photo
 
@@ -158,6 +159,7 @@ def _task(photo: Bucketed, options: EncodeOptions) -> _Task:
         place,
         variant,
         options.background,
+        *(["tiles"] if encodes_in_tiles(photo.bucket.width, photo.bucket.height) else []),
     )
     see_through = options.transparency == "mask"
     boxes = [asdict(face.box) for face in photo.faces] if options.face_weight != 1.0 else []

@@ -15,7 +15,7 @@ from trainer.report.contact_sheet import SheetRow, contact_sheet
 from trainer.scoring import Scorer
 from trainer.training.best import Choice, StepScores, choose
 from trainer.training.export import written_step
-from trainer.training.learner import disabled
+from trainer.training.learner import disabled, scaled
 from trainer.training.measure import Measures, StepSamples, fit_measures
 from trainer.training.preview import draw, parameters, save_preview
 from trainer.training.run_folder import write_text
@@ -54,8 +54,8 @@ class Gallery:
         self._model = session.job.facts.name
         config = session.job.config
         self._scorer = f"{scorer_name(config, session.job.facts)} {config.preview.scorer_folder}"
-        scheduler = session.backbone.pipeline().scheduler
-        self._sampler = type(scheduler).__name__.removesuffix("Scheduler")
+        sampler = str(session.backbone.scheduler_config["_class_name"])
+        self._sampler = sampler.removesuffix("Scheduler")
         if session.start_step:
             self._read_back(session.start_step)
         with disabled(session.learner.adapters):
@@ -98,8 +98,10 @@ class Gallery:
         return step > 0 and (step % run.save_every_steps == 0 or step == run.total_steps)
 
     def draw_step(self, step: int) -> None:
-        """Draw all samples as the model is now and write them to `previews/`."""
-        images = draw(self.session.backbone, [*self.prompts, *self.plain])
+        """Draw all samples as a file of the weights as they are now would, into `previews/`."""
+        session = self.session
+        with scaled(session.learner.adapters, session.job.config.adapter.strength):
+            images = draw(session.backbone, [*self.prompts, *self.plain])
         # First: what cannot be written is scored and shown all the same.
         self.steps[step] = self._samples(images)
         # Not its parents: a drive that is gone leaves an empty place.

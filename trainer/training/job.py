@@ -34,6 +34,9 @@ FREE_ON_RESUME = {
     "model.tokenizer",
     "model.download",
     "model.checkpointing",
+    "model.checkpoint_share",
+    "model.stream_blocks",
+    "model.memory",  # what it has led to is compared
     "adapter.init",  # its content is compared instead
     "adapter.save_precision",
     "preview",

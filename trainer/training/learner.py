@@ -98,15 +98,23 @@ def attach_adapters(backbone: Backbone, plan: AdapterPlan) -> dict[str, Attached
             alpha=plan.text_alpha or plan.alpha,
             seed=plan.seed,
         )
+    backbone.hold("unet", *encoders)  # adapters of streamed layers were made in main memory
     return attached
+
+
+@contextmanager
+def scaled(adapters: Mapping[str, Attached], factor: float) -> Iterator[None]:
+    """The base with so much of what the adapters do now."""
+    with ExitStack() as stack:
+        for attached in adapters.values():
+            stack.enter_context(attached.scaled(factor))
+        yield
 
 
 @contextmanager
 def disabled(adapters: Mapping[str, Attached]) -> Iterator[None]:
     """The base as it is without the adapters."""
-    with ExitStack() as stack:
-        for attached in adapters.values():
-            stack.enter_context(attached.disabled())
+    with scaled(adapters, 0.0):
         yield
 
 
@@ -145,6 +153,10 @@ class Learner:
         self.accelerator = accelerator
         self.styles = dict(styles or {})
         self._embedded: dict[str, Prompts] = {}
+
+    def know(self, embedded: Mapping[str, Prompts]) -> None:
+        """What the frozen text encoders make of texts, as `_embedding` would make it."""
+        self._embedded.update(embedded)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.optim.schedules import rate_multiplier, set_rate
 from trainer.training.guards import Guard
+from trainer.training.heap import keep_blocks_for_reuse
 from trainer.training.learner import Learner
 from trainer.training.numbers import StepNumbers
 from trainer.training.team import ALONE, Team
@@ -98,6 +99,8 @@ def train(
         if (step + 1) % plan.read_steps == 0 or step + 1 == plan.total_steps:
             read = guard.numbers.take()
             said = guard.judge(read, learner, count)
+        if step == start_step:  # now all weights lie where they are going to stay
+            keep_blocks_for_reuse()
         yield StepDone(step + 1, tuple(read), tuple(said))
         if guard.error:
             raise guard.error

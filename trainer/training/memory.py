@@ -37,6 +37,8 @@ TRAINED_BYTES = 16
 # What the system's own words for it have in common (PyTorch on CPU, Windows, CUDA, Metal, cuBLAS).
 FULL_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 MOST_NAMED = 3
+# Of the frozen weights at most so many are in blocks that can be streamed.
+STREAMED_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,10 @@ def helps_training(job: Job, device: Device, backbone: Backbone) -> list[Saving]
         found.append(Saving("model.checkpointing=true", int(kept * (1 - CHECKPOINTED))))
     if config.data.batch_size > 1:
         found.append(Saving("data.batch_size=1", kept * (config.data.batch_size - 1) // pictures))
-    found += [*_smaller(job, kept), *_narrower(job, device, _weight_bytes(backbone), kept)]
+    weights = _weight_bytes(backbone)
+    found += [*_smaller(job, kept), *_narrower(job, device, weights, kept)]
+    if device.device.type == "cuda" and not config.model.stream_blocks:
+        found.append(Saving("model.stream_blocks=true", int(STREAMED_SHARE * weights)))
     if config.adapter.text_encoder:
         found.append(Saving("adapter.text_encoder=false", _text_bytes(kept, device, backbone)))
     return sorted(found, key=lambda saving: -saving.size)[:MOST_NAMED]
@@ -188,14 +193,14 @@ def _value_bytes(device: Device) -> int:
 
 
 def _weight_bytes(backbone: Backbone) -> int:
-    parameters = [p for part in backbone.components.values() for p in part.parameters()]
+    parameters = [p for part in backbone.held.values() for p in part.parameters()]
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _text_bytes(kept: int, device: Device, backbone: Backbone) -> int:
     """What the training of the text encoders takes: on a GPU their weights are there for it."""
     size = int(kept * TEXT_SHARE)
-    for name, encoder in backbone.components.items():
+    for name, encoder in backbone.held.items():
         if name != "unet":
             numbers = [p.numel() for p in encoder.parameters() if p.requires_grad]
             size += sum(numbers) * TRAINED_BYTES

@@ -238,13 +238,11 @@ def _conditioning(
 @torch.no_grad()
 def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
     """Latents as pictures, in the way the pipeline itself does it; what is no number is black."""
-    pipeline = backbone.pipeline()
-    vae = pipeline.vae
+    from diffusers.image_processor import VaeImageProcessor
+
     with backbone.complete("vae"):
-        scaled = latents_NChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        pixels_NCHW = vae.decode(scaled, return_dict=False)[0]
-    pixels_NCHW = pixels_NCHW.float().nan_to_num(nan=-1.0)
-    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels_NCHW, "pil")
+        pixels_NCHW = backbone.decode_latents(latents_NChw).nan_to_num(nan=-1.0)
+    images: list[Image.Image] = VaeImageProcessor().postprocess(pixels_NCHW, "pil")
     return images
 
 

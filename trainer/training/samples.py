@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -12,15 +13,20 @@ from trainer.data.cache import TensorCache, cache_root
 from trainer.data.caption_variants import vary
 from trainer.families import Backbone
 from trainer.training.device import Device
-from trainer.training.encode import EncodeOptions, encode_photos
+from trainer.training.encode import EncodeOptions, encode_photos, encode_text
 from trainer.training.fingerprints import text_fingerprint, vae_fingerprint
 from trainer.training.finite import only_finite, require_finite
 from trainer.training.job import Job
-from trainer.training.preview import PreviewDefaults, read_prompts, without_word
+from trainer.training.preview import (
+    PreviewDefaults,
+    PreviewPrompt,
+    read_prompts,
+    without_word,
+)
 from trainer.training.prior import PriorOptions, draw_prior
 from trainer.training.reports import stage_progress
 from trainer.training.team import ALONE, Team
-from trainer.types import CachedSample, Size
+from trainer.types import CachedSample, Prompts, Size
 
 # Class pictures drawn for the score alone, when prior preservation is off.
 SCORE_PICTURES = 16
@@ -32,13 +38,15 @@ class Encoded:
 
     photos: of every training picture. plain: of `Job.plain_pictures`. prior: of class pictures,
     those of the class sets or else drawn by the base. others: class pictures that the base drew,
-    which scores compare with.
+    which scores compare with. embedded: of texts beside the captions, where captions are embedded
+    once: what the text encoders make of them.
     """
 
     photos: tuple[CachedSample, ...]
     plain: tuple[CachedSample, ...]
     prior: tuple[CachedSample, ...]
     others: tuple[CachedSample, ...]
+    embedded: Mapping[str, Prompts] = field(default_factory=dict)
 
 
 def encode_job(
@@ -99,7 +107,19 @@ def encode_job(
         plain=tuple(samples[p] for p in job.plain_pictures if p in samples),
         prior=tuple(prior or others),
         others=tuple(others),
+        embedded=_dropped_caption(job, backbone, cache, options),
     )
+
+
+def _dropped_caption(
+    job: Job, backbone: Backbone, cache: TensorCache, options: EncodeOptions
+) -> dict[str, Prompts]:
+    """The embedding of the empty text, which takes the place of captions that are dropped."""
+    if not (options.cache_prompts and job.config.caption.dropout):
+        return {}
+    made = encode_text("", backbone, cache, options)
+    pooled = made.get("pooled")
+    return {"": Prompts(made["prompt"][None], None if pooled is None else pooled[None])}
 
 
 def _draw_class(
@@ -163,6 +183,15 @@ def _prior_prompts(job: Job) -> tuple[str, ...]:
             # What guidance compares every prompt with: nothing else keeps it where it was.
             prompts += [""]
     return tuple(prompts)
+
+
+def preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
+    """What samples are drawn from; nothing without previews."""
+    if not job.config.preview.every_steps:
+        return ()
+    caption = job.config.caption
+    path = prompts_path(job.config.preview.prompts)
+    return tuple(read_prompts(path, caption.trigger, caption.class_noun, preview_defaults(job)))
 
 
 def preview_defaults(job: Job) -> PreviewDefaults:

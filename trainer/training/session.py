@@ -13,7 +13,6 @@ from rich.console import Console
 from trainer.adapters.frozen import quicken
 from trainer.adapters.plans import BlockRule
 from trainer.adapters.start import put_start
-from trainer.config.presets import prompts_path
 from trainer.data.batches import BatchPlan
 from trainer.data.cache import fingerprint
 from trainer.data.decode import shown
@@ -26,12 +25,13 @@ from trainer.optim import build_optimizer
 from trainer.training.device import Device, choose_device
 from trainer.training.fingerprints import base_fingerprint
 from trainer.training.guards import Guard, GuardPlan
+from trainer.training.heap import keep_big_blocks_apart, keep_blocks_for_reuse
 from trainer.training.job import Job, differences, resume_facts
 from trainer.training.learner import AdapterPlan, Learner, Objective, attach_adapters
 from trainer.training.loop import LoopPlan
 from trainer.training.memory import explained, helps_encoding, helps_loading
-from trainer.training.preview import PreviewPrompt, read_prompts
-from trainer.training.samples import Encoded, encode_job, preview_defaults
+from trainer.training.preview import PreviewPrompt
+from trainer.training.samples import Encoded, encode_job, preview_prompts
 from trainer.training.state import Checkpoint, checkpoint_at, largest_bytes, restore
 from trainer.training.team import ALONE, Team
 
@@ -83,18 +83,20 @@ def open_session(job: Job, console: Console, *, resume: bool, team: Team = ALONE
         console.print(notice, style="yellow", soft_wrap=True)
     if device.attention_words:
         console.print(device.attention_words, highlight=False, soft_wrap=True)
-    with explained("loading the base", partial(helps_loading, job)):
-        backbone = _load(job, device)
-    for notice in backbone.notices:
-        console.print(notice, style="yellow", soft_wrap=True)
-    prompts = _preview_prompts(job)
+    backbone = _load(job, device)
+    prompts = preview_prompts(job)
     base = base_fingerprint(job.facts, device)
     with explained("encoding the photos", partial(helps_encoding, job, device, backbone)):
         encoded = encode_job(job, device, backbone, base, console, team)
-    # What has done its work leaves the device; it comes back for samples.
-    encoders = [name for name in backbone.components if name != "unet"]
-    backbone.release("vae", *([] if config.adapter.text_encoder else encoders))
-    adapters = attach_adapters(backbone, _adapter_plan(job))
+    # What has done its work goes; it comes back for samples.
+    backbone.release("vae", *_idle_encoders(job, device, backbone))
+    with explained("loading the base", partial(helps_loading, job)):
+        keep_big_blocks_apart()
+        adapters = attach_adapters(backbone, _adapter_plan(job))
+        if prompts:  # samples are drawn before the first step
+            keep_blocks_for_reuse()
+    for notice in backbone.notices:
+        console.print(notice, style="yellow", soft_wrap=True)
     learner = _learner(job, device, backbone, adapters, encoded)
     drawn = [] if job.class_pictures else [sample.text for sample in encoded.prior]
     facts = {**resume_facts(job, base, drawn, team.size), "attention": device.attention}
@@ -144,13 +146,21 @@ def _load(job: Job, device: Device) -> Backbone:
             clip_skip=model.clip_skip or 0,
             prompt_chunks=model.prompt_chunks,
             checkpointing=model.checkpointing,
+            checkpoint_share=model.checkpoint_share,
+            # On a processor it costs time; small pictures and models keep little anyway.
+            lean=model.fast == "lean" or (model.fast == "on" and device.device.type != "cpu"),
             weights=device.weights,
+            stream_blocks=model.stream_blocks,
+            finish=None if model.fast == "off" else partial(quicken, pack=model.fast == "on"),
         ),
     )
-    if model.fast != "off":
-        for component in backbone.components.values():
-            quicken(component, pack=model.fast == "on")
     return backbone
+
+
+def _idle_encoders(job: Job, device: Device, backbone: Backbone) -> list[str]:
+    """Those that may go: not trained ones nor, on a processor, those that read varying captions."""
+    needed = job.config.adapter.text_encoder or (device.device.type == "cpu" and job.captions_vary)
+    return [] if needed else [name for name in backbone.components if name != "unet"]
 
 
 def _adapter_plan(job: Job) -> AdapterPlan:
@@ -217,9 +227,11 @@ def _learner(
         seed=config.run.seed,
         prior_batch_size=config.objective.prior_batch_size,
     )
-    return Learner(
+    learner = Learner(
         backbone, adapters, optimizer, batches, prior, objective, accelerator, job.styles
     )
+    learner.know(encoded.embedded)
+    return learner
 
 
 def _device(job: Job, team: Team, *, resume: bool) -> Device:
@@ -271,14 +283,6 @@ def _guard(job: Job, device: Device, checkpoint: Checkpoint | None) -> Guard:
     if checkpoint:
         guard.load_state(checkpoint.guard, checkpoint.snapshot)
     return guard
-
-
-def _preview_prompts(job: Job) -> tuple[PreviewPrompt, ...]:
-    if not job.config.preview.every_steps:
-        return ()
-    caption = job.config.caption
-    path = prompts_path(job.config.preview.prompts)
-    return tuple(read_prompts(path, caption.trigger, caption.class_noun, preview_defaults(job)))
 
 
 def _begin(job: Job, learner: Learner, console: Console) -> None:

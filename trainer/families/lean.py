@@ -1,0 +1,197 @@
+"""Blocks of a frozen UNet that keep less for the backward pass than diffusers' own.
+
+What a GroupNorm with its SiLU gives, and what the gate of a feed-forward layer gives, follows from
+what goes into them with a few operations for each number. So only that is kept, and the rest is
+computed again in the backward pass (as Chen et al., arXiv 1604.06174, do with whole blocks). The
+same operators compute the same numbers: losses are those of the blocks as they were, and gradients
+but for rounding.
+
+Shapes: B pictures, C channels, T tokens, G width of the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class LeanResnet(ResnetBlock2D):
+    """A residual block that keeps the inputs of its two norms; see `keep_less`."""
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        """[B, C, h, w] and the embedded timestep -> [B, O, h, w]."""
+        hidden = self.conv1(norm_silu(input_tensor, self.norm1))
+        if temb is not None and self.time_emb_proj is not None:
+            hidden = hidden + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        hidden = self.conv2(self.dropout(norm_silu(hidden, self.norm2)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        # The factor, which is 1 in all published models, would be two passes over the pictures.
+        result: Tensor = input_tensor + hidden
+        return result if self.output_scale_factor == 1 else result / self.output_scale_factor
+
+
+class LeanGEGLU(GEGLU):
+    """The first half of a feed-forward layer, keeping its projection only; see `keep_less`."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, G]."""
+        return gated(self.proj(hidden_states))
+
+
+class LeanFeedForward(FeedForward):
+    """A feed-forward layer whose adapter keeps the projection too, instead of what the gate gives;
+    see `keep_less`."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        first, dropout, last = self.net
+        if hasattr(last, "forward_of") and not dropout.training:
+            result: Tensor = last.forward_of(gate, first.proj(hidden_states), gated)
+        else:
+            result = last(dropout(first(hidden_states)))
+        return result
+
+
+class LeanNorm(nn.GroupNorm):
+    """The UNet's last norm, with the SiLU that follows it; see `keep_less`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return norm_silu(input, self)
+
+
+def keep_less(model: nn.Module) -> None:
+    """Let the blocks of a frozen model keep less for the backward pass.
+
+    The modules, their names and their weights stay what they are. Adapters may come onto their
+    layers afterwards; blocks of other shapes than Stable Diffusion's are left alone, and so is all
+    of a text encoder.
+    """
+    keep_less_of_norms(model)
+    keep_less_of_gates(model)
+
+
+def keep_less_of_norms(model: nn.Module) -> None:
+    """`keep_less` for the norms of the residual blocks, and for the UNet's last one."""
+    for block in model.modules():
+        if type(block) is ResnetBlock2D and _is_usual(block):
+            block.__class__ = LeanResnet
+    last = getattr(model, "conv_norm_out", None)
+    if type(last) is nn.GroupNorm and type(getattr(model, "conv_act", None)) is nn.SiLU:
+        last.__class__ = LeanNorm
+        model.conv_act = nn.Identity()
+
+
+def keep_less_of_gates(model: nn.Module) -> None:
+    """`keep_less` for the gates of the feed-forward layers."""
+    for block in model.modules():
+        if type(block) is GEGLU:
+            block.__class__ = LeanGEGLU
+        elif type(block) is FeedForward and _is_gated(block):
+            block.__class__ = LeanFeedForward
+
+
+def norm_silu(x_BChw: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """silu(norm(x)), keeping x alone, unless the norm is trained."""
+    if any(parameter.requires_grad for parameter in norm.parameters()):
+        normed = F.group_norm(x_BChw, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.silu(normed)
+    y_BChw: Tensor = _NormSiLU.apply(x_BChw, norm)
+    return y_BChw
+
+
+def gated(projected_BTGG: Tensor) -> Tensor:
+    """a * gelu(b) of the halves a and b along the last dimension (GEGLU, Shazeer, arXiv
+    2002.05202), keeping what it is given and nothing else."""
+    y_BTG: Tensor = _Gated.apply(projected_BTGG)
+    return y_BTG
+
+
+def gate(projected_BTGG: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What `gated` gives, and the gradient of what it is given by that of what it gives; itself
+    not differentiable."""
+    value, switch = projected_BTGG.chunk(2, dim=-1)
+    opened = F.gelu(switch)
+    return value * opened, partial(_gate_gradient, projected_BTGG, opened)
+
+
+def _is_usual(block: Any) -> bool:
+    return (
+        block.upsample is None
+        and block.downsample is None
+        and block.time_embedding_norm == "default"
+        and not block.skip_time_act
+        and type(block.nonlinearity) is nn.SiLU
+        and type(block.norm1) is type(block.norm2) is nn.GroupNorm
+    )
+
+
+def _is_gated(block: Any) -> bool:
+    return len(block.net) == 3 and type(block.net[0]) in (GEGLU, LeanGEGLU)
+
+
+def _order(x_BChw: Tensor) -> torch.memory_format:
+    """The order of memory that a norm's own operators want, as PyTorch's layer has it."""
+    last = x_BChw.is_contiguous(memory_format=torch.channels_last)
+    if x_BChw.device.type == "cpu" and last and not x_BChw.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+class _NormSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.norm = norm
+        y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        norm: nn.GroupNorm = ctx.norm
+        (x,) = ctx.saved_tensors
+        order = _order(x)
+        x = x.contiguous(memory_format=order)
+        sizes = (len(x), x.shape[1], x[0, 0].numel(), norm.num_groups)
+        y, mean, rstd = torch.native_group_norm(x, norm.weight, norm.bias, *sizes, norm.eps)
+        grad_y = torch.ops.aten.silu_backward(grad, y).contiguous(memory_format=order)
+        grad_x: Tensor = torch.ops.aten.native_group_norm_backward(
+            grad_y, x, mean, rstd, norm.weight, *sizes, [True, False, False]
+        )[0]
+        return grad_x, None
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor) -> Tensor:
+        ctx.save_for_backward(projected)
+        value, switch = projected.chunk(2, dim=-1)
+        return F.gelu(switch).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (projected,) = ctx.saved_tensors
+        return _gate_gradient(projected, F.gelu(projected.chunk(2, dim=-1)[1]), grad)
+
+
+def _gate_gradient(projected: Tensor, opened: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a gate's input; opened: gelu of its second half, which is overwritten."""
+    value, switch = projected.chunk(2, dim=-1)
+    result = torch.empty_like(projected)
+    of_value, of_switch = result.chunk(2, dim=-1)
+    # Both halves are written where they belong.
+    torch.mul(grad, opened, out=of_value)
+    torch.mul(grad, value, out=opened)
+    torch.ops.aten.gelu_backward.grad_input(opened, switch, grad_input=of_switch)
+    return result
