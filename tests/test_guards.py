@@ -651,7 +651,7 @@ def test_full_memory_inside_the_optimizer_saves_nothing_half_done(
 
 @pytest.mark.slow
 def test_full_memory_while_loading_and_encoding_is_explained(train: Train, tmp_path: Path) -> None:
-    with patched("trainer.training.session._load", full_from(list, 1)):
+    with patched("trainer.training.session.attach_adapters", full_from(list, 1)):
         outcome = train()
     assert "The memory was full while loading the base." in outcome.err
     assert "model.precision=bf16" in outcome.err

@@ -110,11 +110,7 @@ class Launched(Team):
             except TeamError as lost:
                 self._fail(lost)
                 raise
-            self._over.set()
-            # No thread of ours may be there when the interpreter ends.
-            self._watcher.join()
-            del self._group
-            dist.destroy_process_group()
+            self._let_go()
             if isinstance(error, Stopped) and not self.leader:
                 raise SystemExit(error.exit_code)
             return
@@ -129,21 +125,27 @@ class Launched(Team):
         """Leave word for the others; end without one here if the user has been told."""
         self._over.set()
         code, words = 1, f"{type(error).__name__}: {error}"
-        if isinstance(error, TrainerError):
+        if isinstance(error, TrainerError | Stopped):
             code, words = error.exit_code, str(error)
-        elif isinstance(error, Stopped):
-            code, words = error.exit_code, error.message
         elif isinstance(error, KeyboardInterrupt):
             code, words = 130, "Stopped."
-        if not self._tells(code, words):
+        tells = self._tells(code, words)
+        if not (torch.cuda.is_available() and dist.is_nccl_available()):
+            self._let_go()  # NCCL would wait for those who are gone
+        if not tells:
             raise SystemExit(code) from error
+
+    def _let_go(self) -> None:
+        """No thread may be there when the interpreter ends, which would abort."""
+        self._over.set()
+        self._watcher.join()
+        del self._group
+        dist.destroy_process_group()
 
     @property
     def command(self) -> str:
-        words = f"--nproc_per_node {self._local_size} train.py"
-        if self._local_size < self.size:
-            return f"torchrun ... {words}"
-        return f"torchrun {words}"
+        more = "... " if self._local_size < self.size else ""
+        return f"torchrun {more}--nproc_per_node {self._local_size} train.py"
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """In one message. A parameter that got a gradient nowhere keeps none, as in a process
@@ -155,14 +157,11 @@ class Launched(Team):
         moved = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
         if not moved:
             return
-        flat = self.sum(
-            torch.cat(
-                [
-                    torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.flatten()
-                    for p in moved
-                ]
-            )
-        )
+        gradients = [
+            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.flatten()
+            for p in moved
+        ]
+        flat = self.sum(torch.cat(gradients))
         sums = flat.split([parameter.numel() for parameter in moved])
         for parameter, total in zip(moved, sums, strict=True):
             parameter.grad = total.view_as(parameter)
