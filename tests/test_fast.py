@@ -225,28 +225,39 @@ def test_adapters_come_off_and_a_strength_of_zero_is_the_base(folders: dict[str,
 # --- whole trainings
 
 
-@pytest.mark.parametrize(
+EVERY_FAMILY = pytest.mark.parametrize(
     "name", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl"))]
 )
+
+
+def have_the_losses_of_the_plain_path(make: Callable[..., Learner], folder: Path) -> None:
+    """Twenty steps of the learners that `make` makes, in fp32."""
+    recipe = Recipe(rate=1e-3, sizes=((8, 8), (8, 8), (8, 16)))
+    plain = run(make_learner(folder, recipe), make_plan(STEPS))
+    assert run(make(folder, recipe), make_plan(STEPS)) == pytest.approx(plain, rel=1e-5)
+
+
+def are_near_the_plain_path_in_bfloat16(make: Callable[..., Learner], folder: Path) -> None:
+    """The same in bfloat16, which has three digits."""
+    recipe = Recipe(rate=1e-3, text_encoder=False)
+    options = {"dtype": torch.bfloat16}
+    plain = make_learner(load_backbone(folder, **options), recipe)
+    wanted = run(plain, make_plan(STEPS))
+    ours = make(folder, recipe, **options)
+    assert run(ours, make_plan(STEPS)) == pytest.approx(wanted, rel=2e-2)
+
+
+@EVERY_FAMILY
 def test_twenty_steps_have_the_losses_of_the_plain_path(
     name: str, folders: dict[str, Path]
 ) -> None:
-    recipe = Recipe(rate=1e-3, sizes=((8, 8), (8, 8), (8, 16)))
-    plain = run(make_learner(folders[name], recipe), make_plan(STEPS))
-    fast = run(fast_learner(folders[name], recipe), make_plan(STEPS))
-    assert fast == pytest.approx(plain, rel=1e-5)
+    have_the_losses_of_the_plain_path(fast_learner, folders[name])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="no bfloat16 in oneDNN here")
 def test_twenty_steps_in_bfloat16_are_near_the_plain_path(folders: dict[str, Path]) -> None:
-    recipe = Recipe(rate=1e-3, text_encoder=False)
-    options = {"dtype": torch.bfloat16}
-    plain = make_learner(load_backbone(folders["sd1"], **options), recipe)
-    ours = fast_learner(folders["sd1"], recipe, dtype=torch.bfloat16)
-    # bfloat16 has three digits.
-    wanted = run(plain, make_plan(STEPS))
-    assert run(ours, make_plan(STEPS)) == pytest.approx(wanted, rel=2e-2)
+    are_near_the_plain_path_in_bfloat16(fast_learner, folders["sd1"])
 
 
 @pytest.mark.parametrize("targets", ["attention+ff", "all"])

@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.learners import Recipe, load_backbone, make_learner, make_plan, make_samples
 from tests.runs import Outcome, files_in, metrics_of, same_tensors
 from trainer.data.batches import BatchPlan
-from trainer.errors import DeviceError, TrainerError
+from trainer.errors import DeviceError, ModelError, TrainerError
 from trainer.families.backbone import StableDiffusionBackbone
 from trainer.scoring.drift import looks_blank
 from trainer.training.guards import Guard, GuardPlan, unmoved
@@ -674,6 +674,27 @@ def test_full_memory_while_drawing_leaves_samples_out(train: Train, tmp_path: Pa
         place = Path("checkpoints") / "step-000004" / "adapter.safetensors"
         assert (output / place).read_bytes() == (plain / place).read_bytes()
         assert not (output / "previews" / "step-000004_01.png").exists()
+
+
+@pytest.mark.slow
+def test_a_base_that_is_gone_when_samples_are_due_does_not_end_the_run(
+    train: Train, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def gone(backbone: Any, prompts: Any) -> list[Image.Image]:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ModelError("The base model cannot be loaded: gone", where="D:/base")
+        return draw(backbone, prompts)
+
+    with patched("trainer.training.gallery.draw", gone):
+        outcome = train("preview.every_steps=2", f"preview.prompts={one_prompt(tmp_path)}").done()
+    assert len(calls) > 2
+    assert (
+        "goes on without the files of the samples. The base model cannot be loaded" in outcome.out
+    )
+    assert "LoRA file" in outcome.out
 
 
 def test_latents_that_are_no_numbers_come_out_black(base: Path) -> None:

@@ -20,7 +20,12 @@ from benchmarks.random_bases import config_of
 from benchmarks.saved_bytes import SIZES, WAYS, Way, counting, kept_bytes
 from tests.learners import Recipe, load_backbone, make_learner, make_plan
 from tests.runs import same_tensors
-from tests.test_fast import STEPS, random_like
+from tests.test_fast import (
+    EVERY_FAMILY,
+    are_near_the_plain_path_in_bfloat16,
+    have_the_losses_of_the_plain_path,
+    random_like,
+)
 from tests.test_training import run
 from tests.tiny import TINY_BASES, save_tiny
 from trainer.adapters.frozen import quicken
@@ -225,27 +230,16 @@ def test_a_text_encoder_is_left_as_it_is(folders: dict[str, Path]) -> None:
 # --- whole trainings
 
 
-@pytest.mark.parametrize(
-    "name", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl"))]
-)
+@EVERY_FAMILY
 def test_twenty_steps_have_the_losses_of_the_plain_path(
     name: str, folders: dict[str, Path]
 ) -> None:
-    recipe = Recipe(rate=1e-3, sizes=((8, 8), (8, 8), (8, 16)))
-    plain = run(make_learner(folders[name], recipe), make_plan(STEPS))
-    lean = run(lean_learner(folders[name], recipe), make_plan(STEPS))
-    assert lean == pytest.approx(plain, rel=1e-5)
+    have_the_losses_of_the_plain_path(lean_learner, folders[name])
 
 
 @pytest.mark.slow
 def test_twenty_steps_in_bfloat16_are_near_the_plain_path(folders: dict[str, Path]) -> None:
-    recipe = Recipe(rate=1e-3, text_encoder=False)
-    options = {"dtype": torch.bfloat16}
-    plain = make_learner(load_backbone(folders["sd1"], **options), recipe)
-    lean = lean_learner(folders["sd1"], recipe, **options)
-    # bfloat16 has three digits.
-    wanted = run(plain, make_plan(STEPS))
-    assert run(lean, make_plan(STEPS)) == pytest.approx(wanted, rel=2e-2)
+    are_near_the_plain_path_in_bfloat16(lean_learner, folders["sd1"])
 
 
 def gradients(folder: Path, targets: str, **options: Any) -> list[Tensor]:

@@ -225,6 +225,8 @@ def _preview(gallery: Gallery, step: int, saver: Saver, console: Console) -> Non
 def _draw(gallery: Gallery, step: int, saver: Saver, console: Console) -> None:
     with saver.aside("the files of the samples"):
         gallery.draw_step(step)
+    if step not in gallery.steps:  # parts of the base could not be read again
+        return
     with saver.aside("the file of their scores"):
         gallery.score(step)
     words = f"  step {step}: samples drawn"
