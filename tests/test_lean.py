@@ -47,7 +47,7 @@ def unet_of(folder: Path, **options: Any) -> Any:
 
 
 def lean_learner(folder: Path, recipe: Recipe, **options: Any) -> Learner:
-    backbone = load_backbone(folder, lean=True, **options)
+    backbone = load_backbone(folder, blocks="lean", **options)
     for component in backbone.components.values():
         quicken(component, pack=False)
     return make_learner(backbone, recipe)
@@ -201,7 +201,7 @@ def test_a_residual_block_computes_what_it_did(kind: str) -> None:
 
 @pytest.mark.parametrize("name", TINY_BASES)
 def test_a_unet_keeps_its_names_and_predicts_the_same(name: str, folders: dict[str, Path]) -> None:
-    plain, lean = (unet_of(folders[name], lean=on) for on in (False, True))
+    plain, lean = (unet_of(folders[name], blocks=how) for how in ("plain", "lean"))
     kinds = [type(module) for module in lean.modules()]
     assert GEGLU not in kinds
     assert ResnetBlock2D not in kinds
@@ -245,7 +245,7 @@ def test_twenty_steps_in_bfloat16_are_near_the_plain_path(folders: dict[str, Pat
 def gradients(folder: Path, targets: str, **options: Any) -> list[Tensor]:
     """Those of adapters that are no zeros, in one batch."""
     backbone = load_backbone(folder, **options)
-    if options.get("lean"):
+    if options.get("blocks") == "lean":
         quicken(backbone.components["unet"], pack=False)
     learner = make_learner(backbone, Recipe(text_encoder=False))
     learner.adapters["unet"].detach()
@@ -262,7 +262,9 @@ def test_gradients_are_those_of_the_plain_path(
     targets: str, weights: str, folders: dict[str, Path]
 ) -> None:
     options = {"weights": weights}
-    plain, lean = (gradients(folders["sd1"], targets, lean=on, **options) for on in (False, True))
+    plain, lean = (
+        gradients(folders["sd1"], targets, blocks=how, **options) for how in ("plain", "lean")
+    )
     assert len(plain) == len(lean) > 0
     largest = max(float(grad.abs().max()) for grad in plain)
     for ours, theirs in zip(lean, plain, strict=True):
@@ -272,13 +274,13 @@ def test_gradients_are_those_of_the_plain_path(
 # --- checkpointing
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("blocks", ["plain", "direct", "lean"])
 def test_a_share_of_checkpointed_blocks_changes_no_bit(
-    lean: bool, folders: dict[str, Path]
+    blocks: str, folders: dict[str, Path]
 ) -> None:
-    kept = gradients(folders["sd1"], "attention", lean=lean)
+    kept = gradients(folders["sd1"], "attention", blocks=blocks)
     for share in (0.0, 0.4, 1.0):
-        options = {"lean": lean, "checkpointing": True, "checkpoint_share": share}
+        options = {"blocks": blocks, "checkpointing": True, "checkpoint_share": share}
         again = gradients(folders["sd1"], "attention", **options)
         assert all(map(torch.equal, again, kept))
 

@@ -313,7 +313,7 @@ def test_a_gpu_computes_the_same_and_holds_less(
             device=torch.device("cuda"),
             checkpointing=checkpointing,
             stream_blocks=streamed,
-            lean=True,
+            blocks="lean",
             finish=partial(quicken, pack=False),
         )
         learner = make_learner(backbone, Recipe())

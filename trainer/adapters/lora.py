@@ -133,7 +133,7 @@ class _Update(torch.autograd.Function):
     ) -> Tensor:
         x = given if make is None else make(given)[0]
         x_TI = x.flatten(0, -2)
-        down_RI, up_OR = down.to(x.dtype), (up * strength).to(x.dtype)
+        down_RI, up_OR = down.to(x.dtype), _scaled(up, strength).to(x.dtype)
         hidden_TR = matmul(x_TI, down_RI)
         y_TO = matmul(x_TI, base.weight, base.bias).addmm_(hidden_TR, up_OR.t())
         ctx.save_for_backward(given, hidden_TR, down_RI, up_OR)
@@ -147,7 +147,7 @@ class _Update(torch.autograd.Function):
         x, gradient = (given, None) if ctx.make is None else ctx.make(given)
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
         grad_TR = matmul(grad_TO, up_OR.t())
-        grad_up = (hidden_TR.t() @ grad_TO).t().to(ctx.dtype) * ctx.strength
+        grad_up = _scaled((hidden_TR.t() @ grad_TO).t().to(ctx.dtype), ctx.strength)
         grad_down = (grad_TR.t() @ x_TI).to(ctx.dtype)
         grad_given = None
         if ctx.needs_input_grad[0]:
@@ -156,6 +156,11 @@ class _Update(torch.autograd.Function):
             if gradient is not None:
                 grad_given = gradient(grad_given)
         return grad_given, grad_down, grad_up, None, None, None
+
+
+def _scaled(factor: Tensor, strength: float) -> Tensor:
+    """Of the usual strength, which is 1, without a pass over the numbers."""
+    return factor if strength == 1 else factor * strength
 
 
 def _factor_shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -92,7 +92,9 @@ class LoadOptions:
     checkpointing: the UNet's activations are computed again in the backward pass instead of kept
         (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
     checkpoint_share: of the UNet's blocks that are checkpointed then, 0 to 1.
-    lean: the UNet's blocks keep less for the backward pass (`trainer.families.lean`).
+    blocks: how the UNet's blocks compute: "plain" as diffusers has them; "direct" without what they
+        have no use for (`trainer.families.direct`); "lean" so, and keeping less for the backward
+        pass (`trainer.families.lean`).
     weights: number format in which the frozen weights are kept: "same" as they compute in, or one
         of `trainer.families.quantize.FORMATS`.
     stream_blocks: the weights of the UNet's blocks stay in main memory and come to the device when
@@ -107,7 +109,7 @@ class LoadOptions:
     prompt_chunks: int = 1
     checkpointing: bool = False
     checkpoint_share: float = 1.0
-    lean: bool = False
+    blocks: Literal["plain", "direct", "lean"] = "plain"
     weights: str = "same"
     stream_blocks: bool = False
     finish: Callable[[nn.Module], object] | None = None

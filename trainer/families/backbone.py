@@ -74,6 +74,7 @@ class StableDiffusionBackbone:
     stream_blocks: bool = False
     _there: dict[str, Any] = field(init=False, default_factory=dict)
     _released: set[str] = field(init=False, default_factory=set)
+    _unet_dtype: torch.dtype | None = field(init=False, default=None)
     _drawing: Any = field(init=False, default=None)
     _streamer: Streamer | None = field(init=False, default=None)
 
@@ -145,7 +146,8 @@ class StableDiffusionBackbone:
         sizes_B6: Tensor | None = None,
     ) -> Tensor:
         unet = self._at_hand("unet")
-        dtype = unet.dtype
+        # Finding it takes a walk over all modules: once is enough.
+        self._unet_dtype = dtype = self._unet_dtype or unet.dtype
         added = None
         if prompts.pooled_BP is not None:
             if sizes_B6 is None:
@@ -248,6 +250,8 @@ def set_attention(unet: Any, attention: str) -> None:
     from diffusers.models import attention_processor as processors
     from diffusers.utils import is_xformers_available
 
+    from trainer.families.direct import SdpaProcessor
+
     if attention == "xformers":
         if not is_xformers_available():
             raise DeviceError(
@@ -261,7 +265,7 @@ def set_attention(unet: Any, attention: str) -> None:
     elif attention == "eager":
         unet.set_attn_processor(processors.AttnProcessor())
     elif attention == "sdpa":
-        unet.set_attn_processor(processors.AttnProcessor2_0())
+        unet.set_attn_processor(SdpaProcessor())
     else:
         kernel = KERNELS[attention]
-        unet.set_attn_processor(WithKernel(processors.AttnProcessor2_0(), kernel))
+        unet.set_attn_processor(WithKernel(SdpaProcessor(), kernel))

@@ -23,21 +23,15 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.families.direct import DirectResnet, is_usual
 
-class LeanResnet(ResnetBlock2D):
+
+class LeanResnet(DirectResnet):
     """A residual block that keeps the inputs of its two norms; see `keep_less`."""
 
-    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
-        """[B, C, h, w] and the embedded timestep -> [B, O, h, w]."""
-        hidden = self.conv1(norm_silu(input_tensor, self.norm1))
-        if temb is not None and self.time_emb_proj is not None:
-            hidden = hidden + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        hidden = self.conv2(self.dropout(norm_silu(hidden, self.norm2)))
-        if self.conv_shortcut is not None:
-            input_tensor = self.conv_shortcut(input_tensor)
-        # The factor, which is 1 in all published models, would be two passes over the pictures.
-        result: Tensor = input_tensor + hidden
-        return result if self.output_scale_factor == 1 else result / self.output_scale_factor
+    def activated(self, x_BChw: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """silu(norm(x)), of which x alone is kept."""
+        return norm_silu(x_BChw, norm)
 
 
 class LeanGEGLU(GEGLU):
@@ -83,7 +77,7 @@ def keep_less(model: nn.Module) -> None:
 def keep_less_of_norms(model: nn.Module) -> None:
     """`keep_less` for the norms of the residual blocks, and for the UNet's last one."""
     for block in model.modules():
-        if type(block) is ResnetBlock2D and _is_usual(block):
+        if type(block) is ResnetBlock2D and is_usual(block):
             block.__class__ = LeanResnet
     last = getattr(model, "conv_norm_out", None)
     if type(last) is nn.GroupNorm and type(getattr(model, "conv_act", None)) is nn.SiLU:
@@ -122,17 +116,6 @@ def gate(projected_BTGG: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     value, switch = projected_BTGG.chunk(2, dim=-1)
     opened = F.gelu(switch)
     return value * opened, partial(_gate_gradient, projected_BTGG, opened)
-
-
-def _is_usual(block: Any) -> bool:
-    return (
-        block.upsample is None
-        and block.downsample is None
-        and block.time_embedding_norm == "default"
-        and not block.skip_time_act
-        and type(block.nonlinearity) is nn.SiLU
-        and type(block.norm1) is type(block.norm2) is nn.GroupNorm
-    )
 
 
 def _is_gated(block: Any) -> bool:

@@ -185,13 +185,16 @@ def _set_blocks(unet: Any, options: LoadOptions) -> None:
     """Let a UNet's blocks compute as the options want it."""
     from trainer.families.backbone import set_attention
     from trainer.families.checkpointing import checkpoint_blocks
+    from trainer.families.direct import go_direct
     from trainer.families.lean import keep_less
 
     set_attention(unet, options.attention)
     if options.checkpointing:
         checkpoint_blocks(unet, options.checkpoint_share)
-    if options.lean:
+    if options.blocks == "lean":
         keep_less(unet)
+    if options.blocks != "plain":
+        go_direct(unet)
 
 
 def _tokenizer(facts: BaseFacts) -> Any:

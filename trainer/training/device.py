@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -47,6 +48,14 @@ class Device:
     def numbers(self) -> str:
         """What names the number formats that the frozen UNet and text encoders compute with."""
         return self.precision if self.weights == "same" else f"{self.precision} {self.weights}"
+
+
+def blocks_for(fast: str, device: torch.device) -> Literal["plain", "direct", "lean"]:
+    """How the UNet's blocks compute, by `model.fast`."""
+    if fast == "off":
+        return "plain"
+    # On a processor lean blocks cost time; small pictures and models keep little anyway.
+    return "direct" if fast == "on" and device.type == "cpu" else "lean"
 
 
 def choose_device(

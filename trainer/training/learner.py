@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -158,11 +159,10 @@ class Learner:
         """What the frozen text encoders make of texts, as `_embedding` would make it."""
         self._embedded.update(embedded)
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        return [
-            parameter for attached in self.adapters.values() for parameter in attached.parameters()
-        ]
+        attached = self.adapters.values()
+        return [parameter for one in attached for parameter in one.parameters()]
 
     def loss(self, index: int) -> Tensor:
         """Loss of batch `index` since the start of training, a scalar.

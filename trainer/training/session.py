@@ -22,7 +22,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.families.attention import widest
 from trainer.optim import build_optimizer
-from trainer.training.device import Device, choose_device
+from trainer.training.device import Device, blocks_for, choose_device
 from trainer.training.fingerprints import base_fingerprint
 from trainer.training.guards import Guard, GuardPlan
 from trainer.training.heap import keep_big_blocks_apart, keep_blocks_for_reuse
@@ -147,8 +147,7 @@ def _load(job: Job, device: Device) -> Backbone:
             prompt_chunks=model.prompt_chunks,
             checkpointing=model.checkpointing,
             checkpoint_share=model.checkpoint_share,
-            # On a processor it costs time; small pictures and models keep little anyway.
-            lean=model.fast == "lean" or (model.fast == "on" and device.device.type != "cpu"),
+            blocks=blocks_for(model.fast, device.device),
             weights=device.weights,
             stream_blocks=model.stream_blocks,
             finish=None if model.fast == "off" else partial(quicken, pack=model.fast == "on"),

@@ -1,0 +1,122 @@
+"""Blocks of a UNet without what Stable Diffusion has no use for.
+
+diffusers' blocks serve many models: an attention layer looks up which arguments its processor takes
+whenever it is called, and a residual block divides by a factor that is 1. In a small model, or on a
+fast GPU, such things are a good part of a step. These here compute the same numbers, bit for bit.
+
+Shapes: B pictures, C and O channels, T tokens, S tokens of the context, D its width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+
+class DirectAttention(Attention):
+    """An attention layer that calls its processor at once; see `go_direct`."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """[B, T, C] and, for attention to a context, [B, S, D] -> [B, T, C]."""
+        if others:
+            whole: Tensor = super().forward(
+                hidden_states, encoder_hidden_states, attention_mask, **others
+            )
+            return whole
+        mixed: Tensor = self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+        return mixed
+
+
+class SdpaProcessor(AttnProcessor2_0):
+    """PyTorch's attention as `DirectAttention` calls it; for layers with more than Stable
+    Diffusion's have, what diffusers makes of it."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **others: Any,
+    ) -> Tensor:
+        plain = attention_mask is None and hidden_states.ndim == 3 and not (args or others)
+        if not plain or not isinstance(attn, DirectAttention):
+            whole: Tensor = super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **others
+            )
+            return whole
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        count, heads = len(q), attn.heads
+        q, k, v = (x.view(count, x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        # What follows in `to_out`, a dropout, is off.
+        result: Tensor = attn.to_out[0](mixed)
+        return result
+
+
+class DirectResnet(ResnetBlock2D):
+    """A residual block of Stable Diffusion's kind; see `go_direct`."""
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        """[B, C, h, w] and the embedded timestep -> [B, O, h, w]."""
+        hidden = self.conv1(self.activated(input_tensor, self.norm1))
+        if temb is not None and self.time_emb_proj is not None:
+            hidden = hidden + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        hidden = self.conv2(self.dropout(self.activated(hidden, self.norm2)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        # The factor, which is 1 in all published models, would be two passes over the pictures.
+        result: Tensor = input_tensor + hidden
+        return result if self.output_scale_factor == 1 else result / self.output_scale_factor
+
+    def activated(self, x_BChw: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """silu(norm(x))."""
+        return F.silu(norm(x_BChw))
+
+
+def go_direct(model: nn.Module) -> None:
+    """Let the blocks of a frozen model do no more than they have to.
+
+    The modules, their names and their weights stay what they are. Blocks with more than Stable
+    Diffusion's have are left alone.
+    """
+    for block in model.modules():
+        if type(block) is ResnetBlock2D and is_usual(block):
+            block.__class__ = DirectResnet
+        elif type(block) is Attention and _is_simple(block):
+            block.__class__ = DirectAttention
+
+
+def is_usual(block: Any) -> bool:
+    """Whether a residual block is as Stable Diffusion has them."""
+    return (
+        block.upsample is None
+        and block.downsample is None
+        and block.time_embedding_norm == "default"
+        and not block.skip_time_act
+        and type(block.nonlinearity) is nn.SiLU
+        and type(block.norm1) is type(block.norm2) is nn.GroupNorm
+    )
+
+
+def _is_simple(attn: Any) -> bool:
+    extras = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
+    return (
+        not any(extras)
+        and attn.added_kv_proj_dim is None
+        and not attn.residual_connection
+        and attn.rescale_output_factor == 1
+        and not attn.to_out[1].training
+    )
