@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.speed_blocks import Block, Closed, Opened, Order
 from benchmarks.speed_rows import Row
 from benchmarks.speed_task import Task
+from trainer.waiting import choose_waiting
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "xformers", "torchao")
@@ -242,11 +243,12 @@ def _fill_cache(plan: Plan, task: Task, environment: Mapping[str, str]) -> None:
 def _environment(plan: Plan) -> dict[str, str]:
     """What all sides run in; the same settings of OpenMP for each."""
     threads = str(plan.task.threads)
-    return os.environ | {
+    environment = dict(os.environ)
+    choose_waiting(environment)
+    return environment | {
         "LIKENESS_CACHE": str(plan.home / ("cache-cold" if plan.cold else "cache")),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUTF8": "1",
     }

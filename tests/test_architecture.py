@@ -35,6 +35,7 @@ FLOORS = {
     "commands": 4,
     "cli": 5,
     "parser": 5,
+    "waiting": 5,
     "__main__": 5,
     "__init__": 5,
 }

@@ -20,6 +20,7 @@ from pathlib import Path
 from trainer.errors import Stopped, TrainerError
 from trainer.parser import build_parser
 from trainer.untrusted import printable
+from trainer.waiting import choose_waiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,8 +206,7 @@ def _cache(options: argparse.Namespace, _given: Sequence[str]) -> None:
 
 def _quiet_libraries() -> None:
     """Settings that libraries read when they are imported; what the user has set stays."""
-    # Threads that wait without spinning do not stall each other on a machine that is busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_waiting(os.environ)
     # What a photographer cannot act on is not shown; real errors still are.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
