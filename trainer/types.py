@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.transfer import to_device
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -161,8 +163,8 @@ class Prompts:
 
     def to(self, device: torch.device) -> Prompts:
         """The same on a device."""
-        pooled_BP = None if self.pooled_BP is None else self.pooled_BP.to(device)
-        return Prompts(self.embeddings_BTD.to(device), pooled_BP)
+        pooled_BP = None if self.pooled_BP is None else to_device(self.pooled_BP, device)
+        return Prompts(to_device(self.embeddings_BTD, device), pooled_BP)
 
     def kept(self) -> Prompts:
         """The same as float32 in main memory."""

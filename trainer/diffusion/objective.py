@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.diffusion.schedule import NoiseSchedule
+from trainer.transfer import to_device
 
 
 def min_snr_weight(schedule: NoiseSchedule, timesteps_B: Tensor, gamma: float) -> Tensor:
@@ -39,4 +40,4 @@ def diffusion_loss(
     if weights_Bhw is not None:
         error_BChw = error_BChw * weights_Bhw[:, None]
     error_B = error_BChw.mean(dim=(1, 2, 3))
-    return error_B * min_snr_weight(schedule, timesteps_B, gamma)
+    return error_B * to_device(min_snr_weight(schedule, timesteps_B, gamma), error_B.device)

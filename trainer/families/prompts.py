@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ModelError
+from trainer.transfer import to_device
 from trainer.untrusted import CONFIG_BYTES
 
 # Start and end of a chunk.
@@ -91,7 +92,9 @@ def embed(encoder: Any, ids_BnL: Tensor, prompting: Prompting) -> tuple[Tensor, 
     shape = ids_BnL.shape[:2]
     last = prompting.layer == 1 and prompting.norm
     # No attention mask: Stable Diffusion was trained attending to the padding too.
-    output = encoder(ids_BnL.flatten(0, 1).to(encoder.device), output_hidden_states=not last)
+    output = encoder(
+        to_device(ids_BnL.flatten(0, 1), encoder.device), output_hidden_states=not last
+    )
     hidden = output.last_hidden_state if last else output.hidden_states[-prompting.layer]
     if prompting.norm and not last:
         # Before transformers 5 the encoder stood in a `text_model`.

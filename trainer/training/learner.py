@@ -23,6 +23,7 @@ from trainer.diffusion.objective import diffusion_loss
 from trainer.diffusion.schedule import NoiseSchedule
 from trainer.families import Backbone
 from trainer.training.embeddings import together, with_dropped
+from trainer.transfer import to_device
 from trainer.types import Batch, Prompts
 
 # Embeddings of captions that vary are kept for so many texts: 231 x 2048 numbers each at most.
@@ -161,8 +162,7 @@ class Learner:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        attached = self.adapters.values()
-        return [parameter for one in attached for parameter in one.parameters()]
+        return [p for attached in self.adapters.values() for p in attached.parameters()]
 
     def loss(self, index: int) -> Tensor:
         """Loss of batch `index` since the start of training, a scalar.
@@ -200,12 +200,11 @@ class Learner:
     def _weights(self, batch: Batch) -> Tensor:
         """How much each sample counts, [B]."""
         weights = [sample.weight for sample in batch.samples]
-        return torch.tensor(weights, device=self.accelerator.device)
+        return to_device(torch.tensor(weights), self.accelerator.device)
 
     def _losses(self, batch: Batch, index: int, kept: int = 0) -> Tensor:
         """Loss of each sample, [B]; of the last `kept` against what the base itself predicts."""
-        objective = self.objective
-        device = self.accelerator.device
+        objective, device = self.objective, self.accelerator.device
         _, *shape = batch.latents_BChw.shape
         draws = draw_for_step(
             objective.seed,
@@ -216,11 +215,12 @@ class Learner:
             noise_offset=objective.noise_offset,
             caption_dropout=objective.caption_dropout,
         )
-        latents_BChw = batch.latents_BChw.to(device)
-        noise_BChw, timesteps_B = draws.noise_BChw.to(device), draws.timesteps_B.to(device)
-        noisy_BChw = objective.schedule.add_noise(latents_BChw, noise_BChw, timesteps_B)
-        target_BChw = objective.schedule.target(latents_BChw, noise_BChw, timesteps_B)
-        sizes_B6 = torch.tensor([sample.sizes for sample in batch.samples], device=device)
+        # Few numbers, mixed by the processor, so that it never waits for the device.
+        mixed = batch.latents_BChw, draws.noise_BChw, draws.timesteps_B
+        noisy_BChw = to_device(objective.schedule.add_noise(*mixed), device)
+        target_BChw = to_device(objective.schedule.target(*mixed), device)
+        timesteps_B = to_device(draws.timesteps_B, device)
+        sizes_B6 = to_device(torch.tensor([sample.sizes for sample in batch.samples]), device)
         if kept:
             with torch.no_grad(), disabled(self.adapters):
                 prompts = self._prompts(_last(batch, kept), index, draws.keep_caption[-kept:])
@@ -234,9 +234,9 @@ class Learner:
             self.backbone.predict(noisy_BChw, timesteps_B, prompts, sizes_B6),
             target_BChw,
             objective.schedule,
-            timesteps_B,
+            draws.timesteps_B,
             objective.min_snr_gamma,
-            None if weights_Bhw is None else weights_Bhw.to(device),
+            None if weights_Bhw is None else to_device(weights_Bhw, device),
         )
 
     def _texts(self, batch: Batch, index: int) -> list[str]:
