@@ -74,6 +74,7 @@ VARIANTS: dict[str, Variant] = {
     "fp32 int8": Variant(weights="int8"),
     "bf16 int8": Variant("bf16", weights="int8"),
     "bf16 fp8": Variant("bf16", weights="fp8"),
+    "bf16 nf4": Variant("bf16", weights="nf4"),
     "bf16 int8 checkpointing": Variant("bf16", weights="int8", checkpointing=True),
     "bf16 int8 torchao": Variant("bf16", weights="int8", torchao=True),
     "bf16 int8 torchao checkpointing": Variant(

@@ -72,7 +72,7 @@ WORKS = st.builds(
 FIXED = st.fixed_dictionaries(
     {},
     optional={
-        "model.weights": st.sampled_from(["same", "int8", "fp8"]),
+        "model.weights": st.sampled_from(["same", "int8", "fp8", "nf4"]),
         "model.checkpointing": st.booleans(),
         "model.checkpoint_share": st.sampled_from([0.3, 1.0]),
         "model.stream_blocks": st.booleans(),
@@ -151,6 +151,7 @@ def test_whatever_saves_memory_saves_some(todo: Work) -> None:
     text = todo.text_there
     for choice, part in (
         (Choice(weights="int8"), "frozen"),
+        (Choice(weights="nf4"), "frozen"),
         (Choice(stream=True), "frozen"),
         (Choice(share=0.5), "kept"),
         (Choice(optimizer="adamw8bit"), "trained"),
@@ -164,7 +165,7 @@ def test_what_fits_nowhere_is_the_smallest_there_is() -> None:
     todo = replace(work("sdxl", 1024), latents=64 * 128**2)
     choice, fits = choose(todo, room_of(4), {})
     assert not fits
-    assert choice == Choice("int8", 1.0, True, "adamw8bit")
+    assert choice == Choice("nf4", 1.0, True, "adamw8bit")
 
 
 # --- the numbers it counts with

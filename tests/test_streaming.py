@@ -111,6 +111,7 @@ def computed(unet: Any, parameters: list[nn.Parameter], seed: int = 0) -> list[T
         ("sdxl", "same", 1.0),
         ("sd1", "int8", 0.5),
         ("sd1", "fp8", 0.0),
+        ("sd1", "nf4", 1.0),
     ],
 )
 def test_the_numbers_are_those_of_the_unet_as_it_was(

@@ -59,11 +59,11 @@ class ModelSettings(Section):
         ge=0,
         le=1,
     )
-    weights: Literal["same", "int8", "fp8"] = setting(
+    weights: Literal["same", "int8", "fp8", "nf4"] = setting(
         "same",
         "number format in which the frozen weights of UNet and text encoders are kept: same = that "
         "of model.precision; int8 or fp8 = one byte each, for small GPUs: less exact (int8 the "
-        "more exact of the two) and slower",
+        "more exact of the two) and slower; nf4 = half a byte each, the least exact",
     )
     stream_blocks: bool = setting(
         False,

@@ -41,7 +41,7 @@ class _Block:
     home: uint8. starts: where each of the `weights` begins in it.
     """
 
-    weights: tuple[nn.Parameter, ...]
+    weights: tuple[Tensor, ...]
     home: Tensor
     starts: tuple[int, ...]
 
@@ -169,11 +169,16 @@ def blocks_of(unet: nn.Module) -> list[nn.Module]:
     return [part for part in unet.modules() if isinstance(part, kinds)]
 
 
-def _weights(block: nn.Module) -> list[nn.Parameter]:
-    """The frozen weights of the layers that may be streamed."""
+def _weights(block: nn.Module) -> list[Tensor]:
+    """The frozen weights of the layers that may be streamed, with the scales of packed ones."""
     layers = [part for part in block.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-    own: list[Any] = [layer.weight for layer in layers if type(layer) not in _KEEPING]
-    return [weight for weight in own if not weight.requires_grad]
+    own: list[Any] = [layer for layer in layers if type(layer) not in _KEEPING]
+    return [
+        tensor
+        for layer in own
+        if not layer.weight.requires_grad
+        for tensor in (layer.weight, *layer.buffers(recurse=False))
+    ]
 
 
 def _ends(weights: Sequence[Tensor]) -> list[int]:
@@ -196,7 +201,7 @@ def _homes(sizes: Sequence[int], *, pinned: bool) -> Iterator[Tensor]:
         piece, left = piece[size:], left - size
 
 
-def _moved_together(weights: Sequence[nn.Parameter], home: Tensor) -> _Block:
+def _moved_together(weights: Sequence[Tensor], home: Tensor) -> _Block:
     """A block's weights in one piece of main memory."""
     moved = _Block(tuple(weights), home, (0, *_ends(weights)[:-1]))
     before = [weight.data for weight in weights]

@@ -85,7 +85,7 @@ def choose_device(
         raise DeviceError(
             f"Frozen weights in {weights} cannot be used on '{chosen.type}': {reason}",
             where="model.weights",
-            fix="Use model.weights=int8 or same." if weights == "fp8" else "Use same.",
+            fix="Use same." if weights == "int8" else "Use model.weights=int8 or same.",
         )
     if attention == "auto":
         name, words, notices = _best_attention(shape, chosen, dtype, kept)

@@ -37,8 +37,10 @@ CHOSEN = (
 )
 # By how much of a step each makes it slower. Checkpointing: counted operations, all blocks. The
 # others are ranks more than times: int8 weights come after all that leaves the numbers as they are
-# (their gradients are off by 4 % instead of 2 %), streaming last, since it waits for the bus.
-CHECKPOINTING, EIGHT_BITS, INT8, STREAMED = 0.37, 0.02, 0.4, 1.0
+# (their gradients are off by 4 % instead of 2 %), then streaming, since it waits for the bus, and
+# nf4 where all that is not enough: it is far less exact.
+CHECKPOINTING, EIGHT_BITS, STREAMED = 0.37, 0.02, 1.0
+PACKED = {"same": 0.0, "int8": 0.4, "fp8": 0.4, "nf4": 2.0}
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Channels of the first block of the published UNets.
 WIDTH = 320
@@ -60,13 +62,16 @@ PLAIN_LAYERS = 1.5
 AT_ONCE, WORKSPACE_GIB = 12, 0.25
 # Of the AdamW in eight bits: fp32 value and gradient, two codes with their scales.
 EIGHT_BIT_TRAINED_BYTES = 10.1
+# Of a packed number, with its part of the scales where that counts: 64 numbers share one in nf4.
+PACKED_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
     """A family's published configuration: numbers in its parts.
 
-    text: of the text encoders. packed: the share of UNet and text encoders that int8 is there for.
+    text: of the text encoders. packed: the share of UNet and text encoders that is packed in int8,
+    fp8 or nf4.
     in_place: of the UNet, what is not streamed. block: the largest that is.
     by_rank: of adapters of rank 1, by targets of the UNet. text_by_rank: of the text encoders'.
     """
@@ -141,7 +146,7 @@ class Choice:
         return (
             CHECKPOINTING * self.share
             + EIGHT_BITS * (self.optimizer == "adamw8bit")
-            + INT8 * (self.weights != "same")
+            + PACKED[self.weights]
             + STREAMED * self.stream
         )
 
@@ -212,7 +217,7 @@ def _number_bytes(work: Work, choice: Choice, packed: float) -> float:
     """Of a frozen number, over the packed and the others."""
     if choice.weights == "same":
         return work.value_bytes
-    return packed + (1 - packed) * work.value_bytes
+    return packed * PACKED_BYTES[choice.weights] + (1 - packed) * work.value_bytes
 
 
 def room_of(gib: float) -> float:
@@ -244,7 +249,7 @@ def _choices(fixed: Mapping[str, Any]) -> Iterator[Choice]:
         on = fixed["model.checkpointing"]
         shares = tuple(share for share in shares if share) or shares if on else (0.0,)
     for values in product(
-        open_to("model.weights", "same", "int8"),
+        open_to("model.weights", "same", "int8", "nf4"),
         shares,
         open_to("model.stream_blocks", False, True),
         open_to("optimizer.name", "adamw", "adamw8bit"),
