@@ -116,6 +116,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.memory": ("model.memory=8gb",),
     "model.attention": ("model.attention=eager",),
     "model.fast": ("model.fast=off",),
+    "model.compile": ("model.compile=true",),
     "adapter.kind": ("adapter.kind=nothing",),
     "adapter.rank": ("adapter.rank=3",),
     "adapter.alpha": ("adapter.alpha=1",),
@@ -237,7 +238,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             patch.setenv("LIKENESS_CACHE", str(cache))
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             workers, downloads = counted_workers(patch), counted_downloads(patch, base)
-            checkpointed = counted_checkpointing(patch)
+            checkpointed, compiled = counted_checkpointing(patch), counted_compiling(patch)
             fail_first_saves(patch)
             spoilt_batch(patch)
             code = run_cli(
@@ -249,6 +250,7 @@ def observe(base: Path, v_base: Path, tmp_path_factory: pytest.TempPathFactory) 
             "workers": workers,
             "downloads": downloads,
             "checkpointed": checkpointed,
+            "compiled": compiled,
             "saved away": len([*(home / "away").glob("*")]) > away,
         }
         torch.set_num_threads(1)
@@ -291,6 +293,18 @@ def counted_checkpointing(patch: pytest.MonkeyPatch) -> list[int]:
         told.append(checkpoint_blocks(unet, share))
 
     patch.setattr("trainer.families.checkpointing.checkpoint_blocks", count)
+    return told
+
+
+def counted_compiling(patch: pytest.MonkeyPatch) -> list[str]:
+    """The attention with which blocks were to be compiled; that would take long."""
+    told: list[str] = []
+
+    def refuse(attention: str, *_: object) -> str:
+        told.append(attention)
+        return "not here"
+
+    patch.setattr("trainer.families.compiling.why_not", refuse)
     return told
 
 

@@ -47,10 +47,11 @@ def matmul(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that is not trained; see `quicken`."""
+    """A linear layer that is not trained; see `quicken`. A compiler finds by itself what need not
+    be kept, and is given the plain layer."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_trained(self):
+        if _is_trained(self) or torch.compiler.is_compiling():
             return super().forward(input)
         y: Tensor = _Linear.apply(input, self)
         return y

@@ -77,7 +77,8 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] or [B, I, h, w] -> what the base gives, plus the update."""
         strength = self.scale * self.multiplier
-        if strength != 0 and isinstance(self.base, FrozenLinear):
+        as_one = isinstance(self.base, FrozenLinear) and not torch.compiler.is_compiling()
+        if strength != 0 and as_one:
             updated: Tensor = _Update.apply(x, self.down, self.up, self.base, strength, None)
             return updated
         y: Tensor = self.base(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,15 +26,23 @@ from trainer.training.memory_class import (
     work_of,
 )
 
+# What is not combined with compiled blocks: another value than the first, in the words of the user.
+_UNCOMPILED: Mapping[str, tuple[Any, str]] = {
+    "model.weights": ("same", "packed weights"),
+    "model.checkpointing": (False, "blocks that are computed twice"),
+    "model.stream_blocks": (False, "streamed blocks"),
+}
+
 
 def require_gpu(config: TrainConfig, device: Device) -> None:
     """Make sure that what is made for the memory of an NVIDIA GPU is asked for on one.
 
     Raises:
         DeviceError, ConfigError: it is not, or blocks are to be streamed whose layers keep their
-            weights.
+            weights, or compiled with what that is not made for.
     """
     model = config.model
+    _require_alone(config)
     if model.stream_blocks and model.fast == "off":
         raise ConfigError(
             "PyTorch's own layers cannot be streamed: they keep their weights for the backward "
@@ -57,6 +67,17 @@ def require_gpu(config: TrainConfig, device: Device) -> None:
         )
 
 
+def _require_alone(config: TrainConfig) -> None:
+    for setting, (plain, words) in _UNCOMPILED.items():
+        value = _value(config, setting)
+        if config.model.compile and value != plain:
+            raise ConfigError(
+                f"model.compile cannot be combined with {words}.",
+                where=f"model.compile = true, {setting} = {json.dumps(value)}",
+                fix="Leave one of the two out.",
+            )
+
+
 def fitted(job: Job, device: Device, processes: int = 1) -> tuple[Job, str]:
     """The job with settings that fit into its memory class, and a line for the user.
 
@@ -72,7 +93,7 @@ def fitted(job: Job, device: Device, processes: int = 1) -> tuple[Job, str]:
     values = {
         setting: value
         for setting, value in choice.settings.items()
-        if _value(job, setting) != value and setting not in _fixed(job)
+        if _value(job.config, setting) != value and setting not in _fixed(job)
     }
     changed = replace_values(Resolved(job.config, job.origins), values, f"memory class {name}")
     job = replace(job, config=changed.config, origins=changed.origins)
@@ -88,15 +109,17 @@ def _fixed(job: Job) -> dict[str, Any]:
         free = setting in FREE_ON_RESUME and origin == SO_FAR and named_now
         return origin == "default" or free
 
-    fixed = {setting: _value(job, setting) for setting in CHOSEN if not is_open(setting)}
+    fixed = {setting: _value(job.config, setting) for setting in CHOSEN if not is_open(setting)}
     if job.config.model.fast == "off":  # whose layers cannot be streamed
         fixed.setdefault("model.stream_blocks", False)
+    if job.config.model.compile:
+        fixed = {setting: plain for setting, (plain, _) in _UNCOMPILED.items()} | fixed
     return fixed
 
 
-def _value(job: Job, setting: str) -> Any:
+def _value(config: TrainConfig, setting: str) -> Any:
     section, _, name = setting.partition(".")
-    return getattr(getattr(job.config, section), name)
+    return getattr(getattr(config, section), name)
 
 
 def _words(name: str, choice: Choice, needed: Need, room: float, fits: bool) -> str:

@@ -102,6 +102,11 @@ class ModelSettings(Section):
         "wants, which takes more memory; off = as PyTorch does by itself; the same result but for "
         "rounding",
     )
+    compile: bool = setting(
+        False,
+        "compile the UNet's transformer blocks for this machine: a step takes long where it is the "
+        "first of a size, later ones may be quicker; needs a GPU (Linux) or a C++ compiler",
+    )
 
 
 class BlockSettings(Section):
@@ -123,10 +128,7 @@ class AdapterSettings(Section):
 
     kind: str = setting("lora", "type of adapter")
     rank: int = setting(
-        16,
-        "inner dimension of the update; larger learns more and weighs more",
-        ge=1,
-        le=256,
+        16, "inner dimension of the update; larger learns more and weighs more", ge=1, le=256
     )
     alpha: float = setting(
         16.0, "strength of the update is alpha / rank; equal to rank means 1", gt=0, le=1024

@@ -99,6 +99,9 @@ class LoadOptions:
         of `trainer.families.quantize.FORMATS`.
     stream_blocks: the weights of the UNet's blocks stay in main memory and come to the device when
         they compute (`trainer.families.streaming`).
+    compiling: the UNet's transformer blocks are compiled for this machine, in training
+        (`trainer.families.compiling`); not together with checkpointing, packed weights or
+        streaming.
     finish: called with each of `Backbone.components` when its weights have been read, each time.
     """
 
@@ -112,6 +115,7 @@ class LoadOptions:
     blocks: Literal["plain", "direct", "lean"] = "plain"
     weights: str = "same"
     stream_blocks: bool = False
+    compiling: bool = False
     finish: Callable[[nn.Module], object] | None = None
 
 

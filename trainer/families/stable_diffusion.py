@@ -185,16 +185,20 @@ def _set_blocks(unet: Any, options: LoadOptions) -> None:
     """Let a UNet's blocks compute as the options want it."""
     from trainer.families.backbone import set_attention
     from trainer.families.checkpointing import checkpoint_blocks
+    from trainer.families.compiling import compile_blocks
     from trainer.families.direct import go_direct
-    from trainer.families.lean import keep_less
+    from trainer.families.lean import keep_less, keep_less_of_norms
 
     set_attention(unet, options.attention)
     if options.checkpointing:
         checkpoint_blocks(unet, options.checkpoint_share)
     if options.blocks == "lean":
-        keep_less(unet)
+        # Of the transformer blocks a compiler decides itself what is kept.
+        (keep_less_of_norms if options.compiling else keep_less)(unet)
     if options.blocks != "plain":
         go_direct(unet)
+    if options.compiling:
+        compile_blocks(unet)
 
 
 def _tokenizer(facts: BaseFacts) -> Any:

@@ -30,7 +30,8 @@ class Device:
     """What was chosen.
 
     notices: what the user asked for and does not get, in sentences. attention_words: how the
-    attention was chosen, where that was measured.
+    attention was chosen, where that was measured. compiling: the UNet's transformer blocks are
+    compiled.
     """
 
     device: torch.device
@@ -39,6 +40,7 @@ class Device:
     notices: tuple[str, ...] = ()
     weights: str = "same"
     attention_words: str = ""
+    compiling: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,6 +68,7 @@ def choose_device(
     weights: str = "same",
     shape: AttentionShape = AttentionShape(),  # noqa: B008
     kept: str = "",
+    compiling: bool = False,
 ) -> Device:
     """Turn the settings into what is really there.
 
@@ -74,6 +77,7 @@ def choose_device(
         shape: of the attention over the most tokens in this run.
         kept: the attention this run was begun with; "auto" keeps to it, so that it goes on with
             the same numbers. "": it begins now.
+        compiling: whether the UNet's transformer blocks are to be compiled.
 
     Raises:
         DeviceError: a device or number format was asked for by name and is not to be had.
@@ -94,7 +98,10 @@ def choose_device(
         if reason := _fails(attention, shape, chosen, dtype):
             name = "sdpa"
             notices = [f"{attention} was asked for but cannot be used ({reason}); using sdpa."]
-    return Device(chosen, precision, name, tuple(notices), weights, words)
+    if compiling and (reason := _fails_to_compile(name, chosen, dtype)):
+        compiling = False
+        notices.append(f"The UNet's blocks cannot be compiled here ({reason}); going on without.")
+    return Device(chosen, precision, name, tuple(notices), weights, words, compiling)
 
 
 def _device(name: str) -> torch.device:
@@ -178,3 +185,9 @@ def measured_attention(
 
 def _fails(attention: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
     return "" if attention in _ALWAYS else why_not(attention, shape, device, dtype)
+
+
+def _fails_to_compile(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    from trainer.families.compiling import why_not  # with all of diffusers, which takes seconds
+
+    return why_not(attention, device, dtype)

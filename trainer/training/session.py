@@ -150,6 +150,7 @@ def _load(job: Job, device: Device) -> Backbone:
             blocks=blocks_for(model.fast, device.device),
             weights=device.weights,
             stream_blocks=model.stream_blocks,
+            compiling=device.compiling,
             finish=None if model.fast == "off" else partial(quicken, pack=model.fast == "on"),
         ),
     )
@@ -204,11 +205,7 @@ def _learner(
         weight_decay=config.optimizer.weight_decay,
         betas=(config.optimizer.beta1, config.optimizer.beta2),
     )
-    batches = BatchPlan(
-        encoded.photos,
-        batch_size=config.data.batch_size,
-        seed=config.run.seed,
-    )
+    batches = BatchPlan(encoded.photos, batch_size=config.data.batch_size, seed=config.run.seed)
     prior = None
     if config.objective.prior_weight:
         prior = BatchPlan(
@@ -247,6 +244,7 @@ def _device(job: Job, team: Team, *, resume: bool) -> Device:
             weights=model.weights,
             shape=widest(job.facts, buckets, job.config.data.batch_size),
             kept=kept,
+            compiling=model.compile,
         )
 
     device = chosen(kept) if team.leader else None
