@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.reader import build_config, override_layer
-from trainer.training.job import Job, resume_facts
+from trainer.training.job import Job, differences, resume_facts
 from trainer.training.run_folder import RunFolder
 from trainer.types import Box, Bucketed, Captioned, Face, Photo, Size
 
@@ -40,3 +40,11 @@ def test_faces_found_elsewhere_make_another_run_where_they_weigh_more() -> None:
 
 def test_faces_found_elsewhere_change_nothing_where_all_weigh_alike() -> None:
     assert facts_with(HERE, 1.0) == facts_with(THERE, 1.0)
+
+
+def test_a_setting_that_a_checkpoint_did_not_know_was_as_it_is_by_default() -> None:
+    now = facts_with(HERE, 1.0)
+    before = {**now, "settings": {k: v for k, v in now["settings"].items() if k != "model.compile"}}
+    assert differences(before, now) == []
+    asked = {**now, "settings": {**now["settings"], "model.compile": True}}
+    assert differences(before, asked) == ["model.compile: was False, now True"]

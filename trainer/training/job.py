@@ -170,11 +170,17 @@ def _picture_facts(picture: Bucketed, *, faces: bool) -> list[Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed between a checkpoint's facts and the run's, one line each."""
+    """What has changed between a checkpoint's facts and the run's, one line each. A setting that
+    the version of the checkpoint did not have is taken to have been as it is by default."""
+    defaults = TrainConfig().model_dump()
+    settings = {
+        name: before["settings"].get(name, defaults[name.partition(".")[0]][name.partition(".")[2]])
+        for name in now["settings"]
+    }
     lines = [
-        f"{PROCESSES_COUNT.get(name, name)}: was {before['settings'].get(name)!r}, now {value!r}"
+        f"{PROCESSES_COUNT.get(name, name)}: was {settings[name]!r}, now {value!r}"
         for name, value in now["settings"].items()
-        if before["settings"].get(name) != value
+        if settings[name] != value
     ]
     if before["photos"] != now["photos"]:
         lines.append(
