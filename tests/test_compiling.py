@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 from tests.learners import Recipe, load_backbone, make_learner, make_plan
 from tests.runs import Outcome, same_tensors, tensors_of
-from tests.test_fast import fast_learner, quick, random_like
+from tests.test_fast import fast_learner, goes_on_bit_for_bit, quick, random_like
 from tests.test_memory_class import GPU, a_job
 from tests.test_training import run
 from tests.tiny import save_tiny
@@ -30,7 +30,6 @@ from trainer.families.compiling import CompiledBlock, compile_blocks, why_not
 from trainer.families.lean import LeanGEGLU, LeanResnet
 from trainer.training.device import choose_device
 from trainer.training.learner import AdapterPlan, Learner, attach_adapters, disabled, scaled
-from trainer.training.state import newest_checkpoint, restore, save_checkpoint
 
 CPU = torch.device("cpu")
 # PyTorch looks at the gradients of what goes into a block, and hides from users that it warns.
@@ -219,19 +218,8 @@ def test_the_adapters_strength_is_followed(folder: Path) -> None:
 def test_a_resumed_run_is_bit_exact(folder: Path, tmp_path: Path) -> None:
     """Also where another size comes first after it."""
     recipe = Recipe(sizes=((8, 8), (8, 8), (8, 16)))
-    whole = compiled_learner(folder, recipe)
-    losses = run(whole, make_plan(6))
-    first = compiled_learner(folder, recipe)
-    run(first, make_plan(6, last=3))
-    save_checkpoint(tmp_path, first, 3, {}, keep=1)
-    torch.compiler.reset()  # as in a new process
-    second = compiled_learner(folder, recipe)
-    checkpoint, _ = newest_checkpoint(tmp_path)
-    assert checkpoint is not None
-    restore(second, checkpoint)
-    assert run(second, make_plan(6), 3) == losses[3:]
-    for component, attached in whole.adapters.items():
-        assert same_tensors(attached.state(), second.adapters[component].state())
+    # The compiler forgets, as in a new process.
+    goes_on_bit_for_bit(lambda: compiled_learner(folder, recipe), tmp_path, torch.compiler.reset)
 
 
 @pytest.mark.slow

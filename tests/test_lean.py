@@ -18,22 +18,20 @@ from torch import Tensor, nn
 
 from benchmarks.random_bases import config_of
 from benchmarks.saved_bytes import SIZES, WAYS, Way, counting, kept_bytes
-from tests.learners import Recipe, load_backbone, make_learner, make_plan
-from tests.runs import same_tensors
+from tests.learners import Recipe, load_backbone, make_learner
 from tests.test_fast import (
     EVERY_FAMILY,
     are_near_the_plain_path_in_bfloat16,
+    goes_on_bit_for_bit,
     have_the_losses_of_the_plain_path,
     random_like,
 )
-from tests.test_training import run
 from tests.tiny import TINY_BASES, save_tiny
 from trainer.adapters.frozen import quicken
 from trainer.adapters.lora import LoRALayer
 from trainer.families.checkpointing import checkpoint_blocks, checkpointable
 from trainer.families.lean import LeanGEGLU, LeanResnet, gate, gated, keep_less, norm_silu
 from trainer.training.learner import AdapterPlan, Learner, attach_adapters
-from trainer.training.state import newest_checkpoint, restore, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -288,16 +286,7 @@ def test_a_share_of_checkpointed_blocks_changes_no_bit(
 def test_a_resumed_run_is_bit_exact(folders: dict[str, Path], tmp_path: Path) -> None:
     options = {"checkpointing": True, "checkpoint_share": 0.5}
     recipe = Recipe(sizes=((8, 8), (8, 16)))
-    whole, first, second = (lean_learner(folders["sd1"], recipe, **options) for _ in range(3))
-    losses = run(whole, make_plan(4))
-    run(first, make_plan(4, last=2))
-    save_checkpoint(tmp_path, first, 2, {}, keep=1)
-    checkpoint, _ = newest_checkpoint(tmp_path)
-    assert checkpoint is not None
-    restore(second, checkpoint)
-    assert run(second, make_plan(4), 2) == losses[2:]
-    for component, attached in whole.adapters.items():
-        assert same_tensors(attached.state(), second.adapters[component].state())
+    goes_on_bit_for_bit(lambda: lean_learner(folders["sd1"], recipe, **options), tmp_path)
 
 
 def test_so_many_blocks_are_computed_twice(folders: dict[str, Path]) -> None:
