@@ -17,14 +17,20 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tests.learners import Recipe, load_backbone, make_learner, make_plan
+from tests.learners import Recipe, load_backbone, make_learner
 from tests.runs import Outcome, same_tensors, tensors_of
-from tests.test_fast import fast_learner, goes_on_bit_for_bit, quick, random_like
+from tests.test_fast import (
+    fast_learner,
+    goes_on_bit_for_bit,
+    have_the_losses_of_the_plain_path,
+    quick,
+    random_like,
+)
 from tests.test_memory_class import GPU, a_job
-from tests.test_training import run
 from tests.tiny import save_tiny
+from trainer.adapters.attach import attach
 from trainer.commands.fitting import fitted, require_gpu
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, ModelError
 from trainer.families import Backbone
 from trainer.families.compiling import CompiledBlock, compile_blocks, why_not
 from trainer.families.lean import LeanGEGLU, LeanResnet
@@ -32,6 +38,7 @@ from trainer.training.device import choose_device
 from trainer.training.learner import AdapterPlan, Learner, attach_adapters, disabled, scaled
 
 CPU = torch.device("cpu")
+ADAPT = partial(attach, names=["attn1.to_q", "attn2.to_v"], rank=2, alpha=2.0, seed=0)
 # PyTorch looks at the gradients of what goes into a block, and hides from users that it warns.
 # Whether it is one that PyTorch takes only a try tells, and that is what is tested.
 COMPILES = pytest.mark.skipif(
@@ -107,6 +114,31 @@ def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPat
     assert not choose_device("cpu", "fp32", "sdpa").compiling
 
 
+def test_code_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(block: BasicTransformerBlock, x_BTC: Tensor, **named: Any) -> Tensor:
+        plain: Tensor = BasicTransformerBlock.forward(block, x_BTC, **named)
+        return plain * factor + (1 - factor) * plain.detach()  # only its gradients differ
+
+    monkeypatch.setattr("trainer.families.compiling._compiled", lambda: compute)
+    factor = 1.0
+    assert why_not("sdpa", CPU, torch.float32, ADAPT) == ""
+    factor = 0.98
+    assert why_not("sdpa", CPU, torch.float32, ADAPT) == (
+        "what the compiled code computes is wrong: its gradients are 2.0% off"
+    )
+
+
+def test_a_size_that_cannot_be_compiled_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = compiled_learner(folder, Recipe())
+    error = torch._dynamo.exc.TorchDynamoException("Too large.\n\nSet TORCH_LOGS for more")
+    monkeypatch.setattr("trainer.families.compiling._compiled", failing(error))
+    with pytest.raises(ModelError, match=r"for pictures of this size: Too large\.") as caught:
+        learner.loss(0)
+    assert "model.compile=false" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -139,13 +171,17 @@ FAST = pytest.mark.parametrize("blocks", ["plain", "direct", "lean"])
 @COMPILES
 @FAST
 def test_gradients_are_those_of_the_plain_path(blocks: str, folder: Path) -> None:
+    """Of two pictures, and of one: of that alone inductor once made wrong code."""
     grads: list[list[Tensor]] = []
     counters.clear()
+    recipe = Recipe(text_encoder=False, sizes=((8, 8), (8, 8), (8, 16)))
     for make in (make_learner, partial(compiled_learner, blocks=blocks)):
-        learner = make(folder, Recipe(text_encoder=False))
+        learner = make(folder, recipe)
         random_like(learner.parameters, 0)
-        learner.loss(0).backward()
-        grads.append([p.grad for p in learner.parameters if p.grad is not None])
+        grads.append([])
+        for batch in (2, 1):
+            index = next(i for i in range(9) if len(learner.batches.batch(i).samples) == batch)
+            grads[-1] += torch.autograd.grad(learner.loss(index), learner.parameters)
     assert not counters["graph_break"]
     assert len(grads[0]) == len(grads[1]) > 0
     largest = max(float(grad.abs().max()) for grad in grads[0])
@@ -157,18 +193,21 @@ def test_gradients_are_those_of_the_plain_path(blocks: str, folder: Path) -> Non
 @COMPILES
 @FAST
 def test_twenty_steps_have_the_losses_of_the_plain_path(blocks: str, folder: Path) -> None:
-    """But for gradients of nearly nothing, whose sign is rounding and gives Adam its direction."""
-    recipe = Recipe(rate=1e-3, sizes=((8, 8), (8, 8), (8, 16)))
-    plain = run(make_learner(folder, recipe), make_plan(20))
-    ours = run(compiled_learner(folder, recipe, blocks=blocks), make_plan(20))
-    assert ours == pytest.approx(plain, rel=1e-4)
+    have_the_losses_of_the_plain_path(partial(compiled_learner, blocks=blocks), folder)
+
+
+@pytest.mark.slow
+@COMPILES
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_twenty_steps_of_other_families_too(name: str, tmp_path: Path) -> None:
+    have_the_losses_of_the_plain_path(compiled_learner, save_tiny(tmp_path / name, name))
 
 
 @pytest.mark.slow
 @COMPILES
 @pytest.mark.parametrize("attention", ["sdpa-flash", "sdpa-math", "blockwise", "eager"])
 def test_every_attention_can_be_compiled(attention: str) -> None:
-    assert why_not(attention, CPU, torch.float32) == ""
+    assert why_not(attention, CPU, torch.float32, ADAPT) == ""
 
 
 @pytest.mark.slow
@@ -247,7 +286,7 @@ def test_a_whole_run_draws_scores_exports_and_goes_on(
 def test_a_machine_without_compiler_is_found_out_by_trying(tmp_path: Path) -> None:
     code = (
         "import torch; from trainer.families.compiling import why_not; "
-        "print('why:', why_not('sdpa', torch.device('cpu'), torch.float32))"
+        "print('why:', why_not('sdpa', torch.device('cpu'), torch.float32, lambda block: None))"
     )
     lacking = os.environ | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     lacking.pop("CXX", None)

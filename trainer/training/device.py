@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
+from trainer.adapters.attach import attach
 from trainer.errors import DeviceError
 from trainer.families import quantize
 from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
@@ -21,6 +23,8 @@ _ON_CPU = ("blockwise", "sdpa")
 _SMALL = AttentionShape(tokens=256)
 # Two measurements of one kernel differ by so much: within it the first of `MEASURED` is taken.
 _ALIKE = 1.05
+# Of a transformer block.
+_PROJECTIONS = tuple(f"attn{n}.to_{name}" for n in (1, 2) for name in ("q", "k", "v"))
 # Work everywhere: nothing to try.
 _ALWAYS = ("sdpa", "eager")
 
@@ -188,6 +192,8 @@ def _fails(attention: str, shape: AttentionShape, device: torch.device, dtype: t
 
 
 def _fails_to_compile(attention: str, device: torch.device, dtype: torch.dtype) -> str:
-    from trainer.families.compiling import why_not  # with all of diffusers, which takes seconds
+    # With all of diffusers, which takes seconds.
+    from trainer.families.compiling import why_not
 
-    return why_not(attention, device, dtype)
+    adapt = partial(attach, names=_PROJECTIONS, rank=4, alpha=4.0, seed=0)
+    return why_not(attention, device, dtype, adapt)
