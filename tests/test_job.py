@@ -48,3 +48,11 @@ def test_a_setting_that_a_checkpoint_did_not_know_was_as_it_is_by_default() -> N
     assert differences(before, now) == []
     asked = {**now, "settings": {**now["settings"], "model.compile": True}}
     assert differences(before, asked) == ["model.compile: was False, now True"]
+
+
+def test_another_number_format_is_not_another_base() -> None:
+    now = {**facts_with(HERE, 1.0), "precision": "fp32"}
+    before = {**now, "precision": "fp16", "base": "of fp16"}
+    assert differences(before, now) == ["the number format of the base: was fp16, now fp32"]
+    del before["precision"]
+    assert differences(before, now) == ["the base model: its files have changed"]

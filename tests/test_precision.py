@@ -39,7 +39,7 @@ from trainer.families.backbone import set_attention
 from trainer.families.detect import first_attention, inspect_base
 from trainer.training import device as device_module
 from trainer.training import session as session_module
-from trainer.training.device import Device, choose_device, measured_attention
+from trainer.training.device import Device, Kept, choose_device, measured_attention
 from trainer.training.learner import Learner
 from trainer.training.loop import train
 from trainer.training.state import newest_checkpoint, restore, save_checkpoint
@@ -274,15 +274,15 @@ def test_on_a_gpu_the_fastest_that_works_is_taken_and_said(gpu: dict[str, float 
 
 def test_a_run_that_goes_on_keeps_its_attention(gpu: dict[str, float | str]) -> None:
     gpu |= {"sdpa-flash": 3.0, "sdpa-cudnn": 2.0, "sdpa-efficient": 4.0, "xformers": 5.0}
-    chosen = choose_device("auto", "bf16", "auto", kept="xformers")
+    chosen = choose_device("auto", "bf16", "auto", kept=Kept("xformers"))
     assert (chosen.attention, chosen.attention_words, chosen.notices) == ("xformers", "", ())
-    assert choose_device("auto", "bf16", "auto", kept="eager").attention == "eager"
-    assert choose_device("auto", "bf16", "auto", kept="unheard of").attention == "sdpa-cudnn"
-    assert choose_device("auto", "bf16", "sdpa-efficient", kept="xformers").attention == (
+    assert choose_device("auto", "bf16", "auto", kept=Kept("eager")).attention == "eager"
+    assert choose_device("auto", "bf16", "auto", kept=Kept("unheard of")).attention == "sdpa-cudnn"
+    assert choose_device("auto", "bf16", "sdpa-efficient", kept=Kept("xformers")).attention == (
         "sdpa-efficient"
     )
     gpu["xformers"] = "another GPU"
-    chosen = choose_device("auto", "bf16", "auto", kept="xformers")
+    chosen = choose_device("auto", "bf16", "auto", kept=Kept("xformers"))
     assert chosen.attention == "sdpa-cudnn"
     assert "begun with the attention xformers" in chosen.notices[0]
     assert "another GPU" in chosen.notices[0]
@@ -295,6 +295,64 @@ def test_on_the_processor_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
     assert (chosen.attention_words, chosen.notices) == ("", ())
 
 
+SD_WIDTH = 320
+
+
+@pytest.mark.parametrize(
+    ("quicker", "able", "width", "wanted"),
+    [
+        (2.0, True, SD_WIDTH, "bf16"),
+        (1.1, True, SD_WIDTH, "fp32"),
+        (2.0, False, SD_WIDTH, "fp32"),
+        (2.0, True, 64, "fp32"),  # of the embedded base's kind
+        (2.0, True, 0, "fp32"),  # nothing is known of the base
+    ],
+)
+def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
+    quicker: float, able: bool, width: int, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {torch.float32: quicker, torch.bfloat16: 1.0}
+    monkeypatch.setattr(device_module, "_product_seconds", seconds.__getitem__)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    device_module._bf16_is_quicker.cache_clear()
+    try:
+        assert choose_device("cpu", "auto", "sdpa", width=width).precision == wanted
+        assert choose_device("cpu", "fp32", "sdpa", width=width).precision == "fp32"
+        for kept in ("fp32", "bf16"):  # also where the run was begun elsewhere
+            chosen = choose_device("cpu", "auto", "sdpa", width=width, kept=Kept("sdpa", kept))
+            assert chosen.precision == kept
+    finally:
+        device_module._bf16_is_quicker.cache_clear()
+
+
+def test_the_trial_of_number_formats_leaves_the_threads_as_they_are() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert device_module._product_seconds(torch.float32) > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("able", "kept", "wanted"),
+    [
+        (True, "", "bf16"),
+        (False, "", "fp16"),
+        (True, "fp32", "fp32"),  # begun on a processor
+        (False, "fp16", "fp16"),
+        (False, "bf16", "fp16"),
+    ],
+)
+def test_on_a_gpu_the_number_format_is_kept_where_it_can_be(
+    able: bool, kept: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
+    assert choose_device("auto", "auto", "sdpa", kept=Kept("sdpa", kept)).precision == wanted
+
+
 @pytest.mark.parametrize("quickest", ["blockwise", "sdpa"])
 def test_a_processor_with_bfloat16_takes_the_quicker_attention(
     quickest: str, monkeypatch: pytest.MonkeyPatch
@@ -305,7 +363,9 @@ def test_a_processor_with_bfloat16_takes_the_quicker_attention(
     monkeypatch.setattr(device_module, "milliseconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert choose_device("cpu", "bf16", "auto", shape=SHAPE).attention == quickest
-    assert choose_device("cpu", "bf16", "auto", shape=SHAPE, kept="eager").attention == "eager"
+    assert (
+        choose_device("cpu", "bf16", "auto", shape=SHAPE, kept=Kept("eager")).attention == "eager"
+    )
     assert choose_device("cpu", "fp32", "auto", shape=SHAPE).attention == "sdpa"
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert choose_device("cpu", "bf16", "auto", shape=SHAPE).attention == "sdpa"
@@ -359,6 +419,21 @@ def test_a_run_says_and_keeps_what_was_measured(
         metadata = file.metadata()
     assert metadata["likeness.attention"] == "sdpa-math"
     assert metadata["likeness.frozen_weights"] == "same"
+
+
+def test_a_run_keeps_its_number_format(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(device_module, "_LARGE", 1)
+        patch.setattr(device_module, "_bf16_is_quicker", lambda: True)
+        train("run.stop_at_step=2", "model.precision=auto").done()
+    train("--resume", "run.stop_at_step=0").done()
+    checkpoint, _ = newest_checkpoint(tmp_path / "out" / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.facts["precision"]) == (4, "bf16")
+    with safe_open(lora_of(tmp_path / "out"), "pt") as file:
+        assert file.metadata()["ss_mixed_precision"] == "bf16"
 
 
 @pytest.mark.slow

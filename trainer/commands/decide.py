@@ -229,8 +229,9 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> Device:
     """
     OPTIMIZERS[config.optimizer.name]
     ADAPTERS[config.adapter.kind]
-    model = config.model
-    device = choose_device(model.device, model.precision, "sdpa", weights=model.weights)
+    model, width = config.model, facts.attention.width
+    named = model.device, model.precision, "sdpa"
+    device = choose_device(*named, weights=model.weights, width=width)
     require_gpu(config, device)
     unit = max(8, facts.pixels_per_latent)
     if (config.data.bucket_step_px or unit) % unit:
@@ -240,9 +241,8 @@ def _check_choices(config: TrainConfig, facts: BaseFacts) -> Device:
             where="data.bucket_step_px",
             fix=f"Set it to a multiple of {unit}; the default is {facts.bucket_step_px}.",
         )
-    names = [config.objective.prior_prompts]
-    names += [config.preview.prompts] if config.preview.every_steps else []
-    for name in names:
+    drawn = [config.preview.prompts] if config.preview.every_steps else []
+    for name in (config.objective.prior_prompts, *drawn):
         prompts_path(name)
     return device
 

@@ -52,7 +52,7 @@ def run(request: Request) -> None:
         vae=Path(request.vae).expanduser() if request.vae else None,
         tokenizer=Path(request.tokenizer).expanduser() if request.tokenizer else None,
     )
-    device = choose_device("auto", "auto", "sdpa")
+    device = choose_device("auto", "auto", "sdpa", width=facts.attention.width)
     backbone: Backbone = FAMILIES.load(facts.family).load(
         facts, LoadOptions(device.device, device.dtype, device.attention)
     )

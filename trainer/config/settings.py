@@ -45,7 +45,8 @@ class ModelSettings(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
         "number format of the frozen base; the LoRA itself is always trained in fp32; "
-        "auto: bf16 on a GPU that has it, else fp16 on a GPU, fp32 on a CPU",
+        "auto: bf16 on a GPU that has it, else fp16 on a GPU; on a CPU bf16 for a base of Stable "
+        "Diffusion's size where that is quicker, else fp32",
     )
     checkpointing: bool = setting(
         False,

@@ -29,6 +29,11 @@ class AttentionFacts:
     head_width: int = 40
     latents_per_token: int = 1
 
+    @property
+    def width(self) -> int:
+        """Of a token, in channels."""
+        return self.heads * self.head_width
+
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:

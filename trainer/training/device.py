@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -9,6 +11,7 @@ from typing import Literal
 import torch
 
 from trainer.adapters.attach import attach
+from trainer.adapters.frozen import matmul
 from trainer.errors import DeviceError
 from trainer.families import quantize
 from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
@@ -25,6 +28,12 @@ _SMALL = AttentionShape(tokens=256)
 _ALIKE = 1.05
 # Of a transformer block.
 _PROJECTIONS = tuple(f"attn{n}.to_{name}" for n in (1, 2) for name in ("q", "k", "v"))
+# From this width on a base is large enough for its number format to decide over its speed; Stable
+# Diffusion's narrowest layers have 320 channels.
+_LARGE = 256
+# On a processor bfloat16 is taken where a product is so many times as quick in it.
+_WORTH_ITS_DIGITS = 1.3
+_TRIES = 10
 # Work everywhere: nothing to try.
 _ALWAYS = ("sdpa", "eager")
 
@@ -56,6 +65,14 @@ class Device:
         return self.precision if self.weights == "same" else f"{self.precision} {self.weights}"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a run was begun with; "": nothing, it begins now."""
+
+    attention: str = ""
+    precision: str = ""
+
+
 def blocks_for(fast: str, device: torch.device) -> Literal["plain", "direct", "lean"]:
     """How the UNet's blocks compute, by `model.fast`."""
     if fast == "off":
@@ -71,7 +88,8 @@ def choose_device(
     *,
     weights: str = "same",
     shape: AttentionShape = AttentionShape(),  # noqa: B008
-    kept: str = "",
+    width: int = 0,
+    kept: Kept = Kept(),  # noqa: B008
     compiling: bool = False,
 ) -> Device:
     """Turn the settings into what is really there.
@@ -79,15 +97,16 @@ def choose_device(
     Args:
         device, precision, attention, weights: as in the settings.
         shape: of the attention over the most tokens in this run.
-        kept: the attention this run was begun with; "auto" keeps to it, so that it goes on with
-            the same numbers. "": it begins now.
+        width: of the UNet's narrowest layers, in channels; 0: nothing is known of the base.
+        kept: what this run was begun with; "auto" keeps to it, so that it goes on with the same
+            numbers.
         compiling: whether the UNet's transformer blocks are to be compiled.
 
     Raises:
         DeviceError: a device or number format was asked for by name and is not to be had.
     """
     chosen = _device(device)
-    precision = _precision(precision, chosen)
+    precision = _precision(precision, chosen, width, kept.precision)
     dtype = PRECISIONS[precision]
     if weights != "same" and (reason := quantize.why_not(weights, chosen, dtype)):
         raise DeviceError(
@@ -96,7 +115,7 @@ def choose_device(
             fix="Use same." if weights == "int8" else "Use model.weights=int8 or same.",
         )
     if attention == "auto":
-        name, words, notices = _best_attention(shape, chosen, dtype, kept)
+        name, words, notices = _best_attention(shape, chosen, dtype, kept.attention)
     else:
         name, words, notices = attention, "", []
         if reason := _fails(attention, shape, chosen, dtype):
@@ -125,11 +144,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _precision(name: str, device: torch.device) -> str:
+def _precision(name: str, device: torch.device, width: int, kept: str) -> str:
     if name == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        if device.type == "cuda":
+            able = torch.cuda.is_bf16_supported()
+            usable = bool(kept) and (able or kept != "bf16")
+            return kept if usable else "bf16" if able else "fp16"
+        if kept in ("fp32", "bf16"):
+            return kept
+        on_processor = device.type == "cpu" and width >= _LARGE
+        return "bf16" if on_processor and _bf16_is_quicker() else "fp32"
     if name == "fp16" and device.type != "cuda":
         raise DeviceError(
             f"fp16 needs an NVIDIA GPU; this run is on '{device.type}'.",
@@ -137,6 +161,33 @@ def _precision(name: str, device: torch.device) -> str:
             fix="Use model.precision=bf16 or fp32.",
         )
     return name
+
+
+@functools.cache
+def _bf16_is_quicker() -> bool:
+    """Whether this processor computes in bfloat16, and so much faster that it is worth the digits:
+    by trying, and once, so that all of a run is told the same."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # trying alone would take many seconds
+    single, half = (_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+    return single >= _WORTH_ITS_DIGITS * half
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """CPU seconds of a product as Stable Diffusion's UNets make them: the least of some, which
+    other programs change least. In one thread: two would wait for each other in it."""
+    x_TI, weight_OI = torch.ones(1024, 1280, dtype=dtype), torch.ones(1280, 1280, dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(_TRIES):
+        started = time.thread_time()
+        matmul(x_TI, weight_OI)
+        times.append(time.thread_time() - started)
+    torch.set_num_threads(threads)
+    return min(times)
 
 
 def _best_attention(

@@ -193,6 +193,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         lines.append("objective.prior_prompts: the prompts in the file have changed")
     if now["init"] and before.get("init", "") != now["init"]:
         lines.append("adapter.init: another LoRA file than the one that it was started from")
-    if before["base"] != now["base"]:
+    formats = before.get("precision"), now.get("precision")
+    if all(formats) and formats[0] != formats[1]:
+        lines.append("the number format of the base: was {}, now {}".format(*formats))
+    elif before["base"] != now["base"]:
         lines.append("the base model: its files have changed")
     return lines

@@ -121,7 +121,7 @@ def memory_error(
     return DeviceError(f"The memory was full while {doing}.", where=reason, fix="\n".join(lines))
 
 
-def helps_loading(job: Job) -> list[Saving]:
+def helps_loading(job: Job, device: Device) -> list[Saving]:
     """What makes the base smaller, before it is there: estimated from the sizes of its files."""
     size = sum(
         path.stat().st_size
@@ -129,7 +129,7 @@ def helps_loading(job: Job) -> list[Saving]:
     )
     model = job.config.model
     found = []
-    if model.precision in ("auto", "fp32"):
+    if device.precision == "fp32":
         found.append(Saving("model.precision=bf16", size // 2))
     if model.weights == "same" and model.device in ("auto", "cuda") and torch.cuda.is_available():
         found.append(Saving("model.weights=int8", size // 2))

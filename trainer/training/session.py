@@ -22,7 +22,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.families.attention import widest
 from trainer.optim import build_optimizer
-from trainer.training.device import Device, blocks_for, choose_device
+from trainer.training.device import Device, Kept, blocks_for, choose_device
 from trainer.training.fingerprints import base_fingerprint
 from trainer.training.guards import Guard, GuardPlan
 from trainer.training.heap import keep_big_blocks_apart, keep_blocks_for_reuse
@@ -90,7 +90,7 @@ def open_session(job: Job, console: Console, *, resume: bool, team: Team = ALONE
         encoded = encode_job(job, device, backbone, base, console, team)
     # What has done its work goes; it comes back for samples.
     backbone.release("vae", *_idle_encoders(job, device, backbone))
-    with explained("loading the base", partial(helps_loading, job)):
+    with explained("loading the base", partial(helps_loading, job, device)):
         keep_big_blocks_apart()
         adapters = attach_adapters(backbone, _adapter_plan(job))
         if prompts:  # samples are drawn before the first step
@@ -99,7 +99,8 @@ def open_session(job: Job, console: Console, *, resume: bool, team: Team = ALONE
         console.print(notice, style="yellow", soft_wrap=True)
     learner = _learner(job, device, backbone, adapters, encoded)
     drawn = [] if job.class_pictures else [sample.text for sample in encoded.prior]
-    facts = {**resume_facts(job, base, drawn, team.size), "attention": device.attention}
+    used = {"attention": device.attention, "precision": device.precision}
+    facts = resume_facts(job, base, drawn, team.size) | used
     team.require_alike("settings, photos, base or attention", fingerprint(facts))
     checkpoint = _checkpoint(job, learner, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
@@ -231,33 +232,35 @@ def _learner(
 
 
 def _device(job: Job, team: Team, *, resume: bool) -> Device:
-    """The leader measures which attention is the quickest, and the others take the same."""
+    """The leader measures what is the quickest, and the others take the same."""
     model = job.config.model
-    kept = _attention_before(job) if resume else ""
+    kept = _before(job) if resume else Kept()
     buckets = [picture.bucket for picture in (*job.pictures, *job.class_pictures)]
 
-    def chosen(kept: str) -> Device:
+    def chosen(kept: Kept) -> Device:
         return choose_device(
             model.device,
             model.precision,
             model.attention,
             weights=model.weights,
             shape=widest(job.facts, buckets, job.config.data.batch_size),
+            width=job.facts.attention.width,
             kept=kept,
             compiling=model.compile,
         )
 
     device = chosen(kept) if team.leader else None
-    attention = team.told(device.attention if device else "")
-    device = device or chosen(attention)
+    told = team.told(f"{device.attention} {device.precision}" if device else "")
+    device = device or chosen(Kept(*told.split()))
     team.require_device(device.device)
     return device
 
 
-def _attention_before(job: Job) -> str:
-    """The attention that the run was begun with; "" where nothing was saved yet."""
+def _before(job: Job) -> Kept:
+    """What the run was begun with; nothing where nothing was saved yet."""
     checkpoint, _ = checkpoint_at(job.resume_from or job.folder.root)
-    return str(checkpoint.facts.get("attention", "")) if checkpoint else ""
+    facts = checkpoint.facts if checkpoint else {}
+    return Kept(str(facts.get("attention", "")), str(facts.get("precision", "")))
 
 
 def _read_steps(job: Job, device: Device) -> int:
