@@ -40,6 +40,11 @@ class Variant:
     side: str
     settings: tuple[str, ...] = ()
 
+    def threads(self, task: Task) -> int:
+        """Of PyTorch: the task's, or those that it is set to."""
+        said = [word.partition("=") for word in self.settings]
+        return int(next((n for name, _, n in said if name == "run.threads"), task.threads))
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -218,7 +223,9 @@ def _side(
     shutil.rmtree(output, ignore_errors=True)
     if plan.cold:
         shutil.rmtree(environment["LIKENESS_CACHE"], ignore_errors=True)
-    task = replace(task, output=str(output))
+    threads = variant.threads(task)
+    task = replace(task, output=str(output), threads=threads)
+    environment = {**environment, **_threads(threads)}
     side = Side(variant, task, plan.home / f"run-{number}.log", environment)
     try:
         yield side
@@ -242,16 +249,18 @@ def _fill_cache(plan: Plan, task: Task, environment: Mapping[str, str]) -> None:
 
 def _environment(plan: Plan) -> dict[str, str]:
     """What all sides run in; the same settings of OpenMP for each."""
-    threads = str(plan.task.threads)
     environment = dict(os.environ)
     choose_waiting(environment)
     return environment | {
         "LIKENESS_CACHE": str(plan.home / ("cache-cold" if plan.cold else "cache")),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        **_threads(plan.task.threads),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUTF8": "1",
     }
+
+
+def _threads(count: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 
 def _run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -308,9 +317,11 @@ def require_same_work(found: Sequence[Measured]) -> None:
         raise SpeedError(f"The sides do not train the same number of parameters: {said}")
 
 
-def _clock(device: str) -> str:
-    """On a processor that others use too, only CPU seconds are those of the work."""
-    return "wall" if device == "cuda" else "cpu"
+def _clock(task: Task, found: Sequence[Measured]) -> str:
+    """On a processor that others use too, only CPU seconds are those of the work; but not where
+    sides compute in different numbers of threads, which is done to save time."""
+    threads = {one.variant.threads(task) for one in found}
+    return "wall" if task.device == "cuda" or len(threads) > 1 else "cpu"
 
 
 def _medians(one: Measured, clock: str) -> list[float]:
@@ -336,13 +347,14 @@ def _mean_loss(one: Measured) -> float:
 def make_row(
     plan: Plan, task: Task, one: Measured, found: Sequence[Measured], flops: float, rate: float
 ) -> Row:
-    clock = _clock(task.device)
+    clock = _clock(task, found)
+    threads = one.variant.threads(task)
     walls = [second for block in one.blocks for second in block.seconds]
     cpus = [second for block in one.blocks for second in block.cpu_seconds]
     wall_medians, cpu_medians = _medians(one, "wall"), _medians(one, "cpu")
     step = median(walls)
-    # Where the clock is CPU seconds, those of all threads come to the time that a step would take.
-    spent = step if clock == "wall" else median(cpus) / task.threads
+    # On a processor all threads' seconds count, and what one of them could do.
+    spent, able = (step, rate) if task.device == "cuda" else (median(cpus), rate / task.threads)
     loss = _mean_loss(one)
     trace = one.trace or {}
     return Row(
@@ -359,7 +371,7 @@ def make_row(
         checkpointing=task.checkpointing,
         min_snr_gamma=task.min_snr_gamma,
         device=task.device,
-        threads=task.threads,
+        threads=threads,
         photos=plan.photos,
         rounds=plan.rounds,
         steps=plan.steps,
@@ -381,7 +393,7 @@ def make_row(
         vs_ours=_ratio(one, "ours", found, clock),
         tflop_per_image=flops / 1e12,
         matrix_tflops=rate / 1e12,
-        mfu=flops * task.batch / spent / rate if spent else NAN,
+        mfu=flops * task.batch / spent / able if spent else NAN,
         device_mb=max(block.device_mb for block in one.blocks),
         reserved_mb=max(block.reserved_mb for block in one.blocks),
         device_start_mb=max(opened.device_mb for opened in one.opened),

@@ -7,7 +7,8 @@ base of random weights and a few photos, and trains on them with our own command
 take turns with blocks of steps, so that what else the machine does falls on each alike and what a
 start costs is paid once. Where they do not fit into memory beside each other, `--fresh` starts a
 process for each block instead. `--variant "model.attention=eager"` adds our side once more with
-other settings. Every run adds rows to `benchmarks/results/train-speed_<hardware>_<date>.csv`;
+other settings, `--variant run.threads=2` in another number of threads (ratios are then by the
+clock on the wall). Every run adds rows to `benchmarks/results/train-speed_<hardware>_<date>.csv`;
 `--grow` measures how cost grows with the work instead of one configuration (`speed_growth.py`).
 """
 

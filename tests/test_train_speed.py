@@ -98,6 +98,27 @@ def test_both_sides_do_the_same_work(task: Task, targets: str) -> None:
     assert rows[0].mfu == pytest.approx(2e9 / rows[0].step_cpu_seconds / 1e12)
 
 
+def test_sides_in_other_numbers_of_threads_are_compared_by_the_clock_on_the_wall(
+    task: Task,
+) -> None:
+    """Of which all threads' seconds are more in two; what they make of those stays comparable."""
+    one = measured("ours", task)
+    block = Block(
+        seconds=[0.5], cpu_seconds=[1.1], losses=[1.0], device_mb=0.0, reserved_mb=0.0,
+        process_mb=1.0, now_mb=1.0,
+    )  # fmt: skip
+    alone = replace(block, seconds=[0.9], cpu_seconds=[0.9])
+    sides = [
+        Measured(Variant("ours", "ours"), one.opened, [alone]),
+        Measured(Variant("ours in two", "ours", ("run.threads=2",)), one.opened, [block]),
+    ]
+    rows = [make_row(plan_of(task), task, side, sides, flops=2e9, rate=1e12) for side in sides]
+    assert [row.threads for row in rows] == [1, 2]
+    assert {row.clock for row in rows} == {"wall"}
+    assert rows[1].vs_ours == pytest.approx(0.9 / 0.5)
+    assert [row.mfu for row in rows] == pytest.approx([2e9 / 0.9 / 1e12, 2e9 / 1.1 / 1e12])
+
+
 def test_both_sides_train_the_text_encoder(task: Task) -> None:
     task = replace(task, text_encoder=True, min_snr_gamma=5.0)
     ours, plain = measured("ours", task), measured("plain-cached", task)
