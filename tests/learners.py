@@ -45,6 +45,10 @@ def load_backbone(base: Path, **options: Any) -> Backbone:
     return FAMILIES.load(facts.family).load(facts, replace(plain, **options))
 
 
+def vae_of(backbone: Any) -> Any:
+    return backbone._part("vae")
+
+
 def make_learner(base: Path | Backbone, recipe: Recipe = Recipe()) -> Learner:  # noqa: B008
     backbone = load_backbone(base) if isinstance(base, Path) else base
     adapters = attach_adapters(

@@ -11,17 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from tests.learners import load_backbone
+from tests.learners import load_backbone, vae_of
 from tests.single_files import ldm_tensors, save, small_modules
 from tests.tiny import save_tiny, tiny_pipeline, tiny_tokenizer
 from trainer.diffusion.schedule import schedule_from_config
 from trainer.errors import ModelError
 from trainer.families import FAMILIES, AttentionFacts, BaseFacts, LoadOptions
+from trainer.families import backbone as backbone_module
 from trainer.families.detect import inspect_base
 from trainer.families.sd1 import FAMILY
 from trainer.training.preview import decode, draw_latents
@@ -148,7 +151,7 @@ def test_weights_are_loaded_in_the_precision_asked_for_and_frozen(
     dtype: torch.dtype, base: Path
 ) -> None:
     backbone = FAMILY.load(facts(base), LoadOptions(CPU, dtype, "sdpa"))
-    modules = [*backbone.components.values(), backbone.pipeline().vae]
+    modules = [*backbone.components.values(), vae_of(backbone)]
     parameters = [p for module in modules for p in module.parameters()]
     assert {p.dtype for p in parameters} == {dtype}
     assert not any(p.requires_grad for p in parameters)
@@ -244,7 +247,7 @@ def test_the_vae_of_sdxl_runs_where_it_is_safe(
         values["force_upcast"] = upcast
     config.write_text(json.dumps(values), encoding="utf-8")
     backbone = load_backbone(folder, dtype=dtype)
-    vae = backbone.pipeline().vae
+    vae = vae_of(backbone)
     assert {weight.dtype for weight in vae.parameters()} == {expected}
     assert backbone.components["unet"].dtype == dtype
     assert bool(backbone.notices) == (expected != dtype)
@@ -257,7 +260,7 @@ def test_the_vae_of_sdxl_runs_where_it_is_safe(
 
 def test_the_vae_of_sd1_is_safe_in_half_precision(base: Path) -> None:
     backbone = load_backbone(base, dtype=torch.float16)
-    assert backbone.pipeline().vae.dtype == torch.float16
+    assert vae_of(backbone).dtype == torch.float16
     assert backbone.notices == ()
 
 
@@ -272,7 +275,7 @@ def test_parts_that_are_released_come_back_when_they_are_used(
     def record(name: str, module: torch.nn.Module) -> None:
         monkeypatch.setattr(module, "to", lambda device: places[name].append(str(device)))
 
-    record("vae", backbone.pipeline().vae)
+    record("vae", vae_of(backbone))
     record("text_encoder", backbone.components["text_encoder"])
     record("text_encoder_2", backbone.components["text_encoder_2"])
     with backbone.complete():
@@ -309,7 +312,7 @@ def test_on_the_processor_parts_are_read_when_they_are_used_and_forgotten_when_r
     drawn = draw_latents(backbone, ["a"], [1], size=Size(32, 32), steps=2, guidance=2.0)
     unet = backbone.components["unet"]
     encoder = weakref.ref(backbone.components["text_encoder"])
-    vae = weakref.ref(backbone.pipeline().vae)
+    vae = weakref.ref(vae_of(backbone))
     backbone.release("vae", "text_encoder", "text_encoder_2")
     gc.collect()
     assert set(backbone.held) == {"unet"}
@@ -363,10 +366,42 @@ def test_on_a_gpu_what_is_released_leaves_its_memory_and_draws_the_same(
     assert torch.cuda.memory_allocated() < held
     assert torch.equal(drawn(), before)
     assert torch.isfinite(before).all()
-    assert backbone.pipeline().vae.device.type == "cpu"
+    assert vae_of(backbone).device.type == "cpu"
     assert len(decode(backbone, before)) == 1
     weights = backbone.components["text_encoder_2"].parameters()
     assert {weight.device.type for weight in weights} == {"cpu"}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried ...")])
+def test_where_memory_is_short_a_picture_is_decoded_in_tiles(
+    error: Exception, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone_module, "TILE", 16)
+    backbone = load_backbone(base)
+    vae = vae_of(backbone)
+    before = {name: getattr(vae, name) for name in dir(vae) if "til" in name}
+    latents = torch.randn(2, 4, 24, 20, generator=torch.Generator().manual_seed(0))
+    wanted = [np.asarray(image, np.float32) for image in decode(backbone, latents)]
+    whole, sizes = vae.decode, []
+
+    def small(latents_BChw: Tensor, **named: Any) -> Any:
+        sizes.append(len(latents_BChw))
+        if len(sizes) == 1:
+            raise error
+        assert vae.use_tiling
+        return whole(latents_BChw, **named)
+
+    monkeypatch.setattr(vae, "decode", small)
+    tiled = [np.asarray(image, np.float32) for image in decode(backbone, latents)]
+    assert sizes == [2, 1, 1]
+    assert {name: getattr(vae, name) for name in before} == before
+    for one, other in zip(tiled, wanted, strict=True):
+        # Nearly the same: a tile does not see all of a picture.
+        assert 0 < np.abs(one - other).mean() < 0.5 * other.std()
+    sizes.clear()
+    error = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        decode(backbone, latents)
 
 
 # --- what cannot be trained

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -514,8 +514,9 @@ def test_a_run_has_on_its_gpu_what_it_needs(
 ) -> None:
     """Photos are encoded before the UNet comes; VAE and frozen text encoders go before it trains,
     and come back to draw."""
-    seen: dict[str, list[set[str]]] = {"vae": [], "train": []}
+    seen: dict[str, list[set[str]]] = {"vae": [], "train": [], "draw": [], "picture": []}
     encode, loss = AutoencoderKL.encode, Learner.loss
+    denoise, picture = StableDiffusionPipeline.__call__, AutoencoderKL.decode
 
     def encoding(vae: AutoencoderKL, pixels: Tensor) -> Any:
         seen["vae"].append(set(places.there))
@@ -526,6 +527,16 @@ def test_a_run_has_on_its_gpu_what_it_needs(
         seen["train"].append(set(places.there))
         return result
 
+    def drawing(pipeline: StableDiffusionPipeline, **named: Any) -> Any:
+        seen["draw"].append(set(places.there))
+        return denoise(pipeline, **named)
+
+    def developing(vae: AutoencoderKL, latents: Tensor, **named: Any) -> Any:
+        seen["picture"].append(set(places.there))
+        return picture(vae, latents, **named)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", drawing)
+    monkeypatch.setattr(AutoencoderKL, "decode", developing)
     monkeypatch.setattr(AutoencoderKL, "encode", encoding)
     monkeypatch.setattr(Learner, "loss", training)
     words = (f"preview.every_steps={drawn}", "preview.scorer=plain", "data.cache=false")
@@ -535,6 +546,10 @@ def test_a_run_has_on_its_gpu_what_it_needs(
     assert all(there == {vae} for there in seen["vae"])
     kept = {unet, words_model} if text_encoder else {unet}
     assert seen["train"] == [kept] * 2
+    # Samples are drawn in no more room than training takes, and a VAE's.
+    assert bool(seen["draw"]) == bool(drawn)
+    assert [there for there in seen["draw"] if there != kept] == []
+    assert all(there <= kept | {vae} for there in seen["picture"])
     assert places.moves.count((unet, "cuda")) == 1
     assert (unet, "cpu") not in places.moves
     # To encode, for the class pictures that scores compare with, and for two rounds of samples.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.learners import Recipe, load_backbone, make_learner, make_plan
+from tests.learners import Recipe, load_backbone, make_learner, make_plan, vae_of
 from tests.models import small_components
 from tests.tiny import save_tiny_sdxl
 from trainer.adapters.lora import LoRALayer
@@ -356,7 +356,7 @@ def test_a_base_with_packed_weights_draws_and_keeps_its_types(tmp_path: Path) ->
     assert counts == {torch.float8_e4m3fn, torch.bfloat16}
     encoder = backbone.components["text_encoder_2"]
     assert torch.float8_e4m3fn in {p.dtype for p in encoder.parameters()}
-    vae = backbone.pipeline().vae
+    vae = vae_of(backbone)
     assert {p.dtype for p in vae.parameters()} == {torch.bfloat16}
     plain = load_backbone(base, dtype=torch.bfloat16)
     with torch.no_grad():

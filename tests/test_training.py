@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from tests.learners import Recipe, load_backbone, make_learner, make_plan
+from tests.learners import Recipe, load_backbone, make_learner, make_plan, vae_of
 from tests.runs import same_tensors
 from tests.strategies import unhurried
 from trainer.errors import DataError, FileFormatError, OutputError
@@ -146,7 +146,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(b
 @pytest.mark.parametrize("text_encoder", [True, False])
 def test_the_base_is_the_same_bit_for_bit_after_training(base: Path, text_encoder: bool) -> None:
     backbone = load_backbone(base)
-    modules = {**backbone.components, "vae": backbone.pipeline().vae}
+    modules = {**backbone.components, "vae": vae_of(backbone)}
     before = {
         name: {key: tensor.clone() for key, tensor in module.state_dict().items()}
         for name, module in modules.items()

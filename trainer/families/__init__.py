@@ -165,8 +165,12 @@ class Backbone(Protocol):
         """Pixels in [-1, 1] -> scaled latents float32, the posterior drawn with the given noise."""
         ...
 
-    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
-        """Scaled latents -> pixels float32 in [-1, 1], or a little beyond."""
+    def decode_latents(self, latents_BChw: Tensor, *, tiled: bool = False) -> Tensor:
+        """Scaled latents -> pixels float32 in [-1, 1], or a little beyond.
+
+        tiled: in overlapping parts of at most `TILE` latents a side, which takes far less memory
+        and gives nearly the same.
+        """
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -200,7 +204,8 @@ class Backbone(Protocol):
         ...
 
     def pipeline(self) -> Any:
-        """A diffusers pipeline over the very modules of this backbone, for drawing."""
+        """A diffusers pipeline over the very UNet of this backbone, for drawing latents by prompt
+        embeddings: without text encoders and VAE, which need not be there meanwhile."""
         ...
 
     def hold(self, *parts: str) -> None:

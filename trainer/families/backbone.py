@@ -7,7 +7,7 @@ is told beside the prompt; the family hands all of that over as values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # A VAE takes about 512 numbers for each pixel while it encodes: 4 GB in fp32 at this size. Pictures
 # beyond it are encoded in tiles of the size that the VAE was trained on.
 MOST_WHOLE_PIXELS = 2 * 2**20
+# Latents a side of the tiles that pictures are decoded in where memory is short.
+TILE = 64
 
 
 class Components(Mapping[str, Any]):
@@ -106,10 +108,11 @@ class StableDiffusionBackbone:
         mean, std = posterior.mean.float(), posterior.std.float()
         return (mean + std * noise_BChw.to(mean.device)) * vae.config.scaling_factor
 
-    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
+    def decode_latents(self, latents_BChw: Tensor, *, tiled: bool = False) -> Tensor:
         vae = self._at_hand("vae")
         scaled = latents_BChw.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        pixels_BCHW: Tensor = vae.decode(scaled, return_dict=False)[0]
+        with _tiles(vae, self.facts.pixels_per_latent) if tiled else nullcontext():
+            pixels_BCHW: Tensor = vae.decode(scaled, return_dict=False)[0]
         return pixels_BCHW.float()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -177,11 +180,11 @@ class StableDiffusionBackbone:
     def _new_pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-        parts = {name: self._part(name) for name in ("vae", *self.components)}
-        parts |= {"tokenizer": self.tokenizer, "scheduler": self.scheduler}
+        parts = {"unet": self._part("unet"), "scheduler": self.scheduler}
+        parts |= dict.fromkeys(("vae", "tokenizer", "text_encoder"))
         if self.facts.pooled:
             pipeline = StableDiffusionXLPipeline(
-                **parts, tokenizer_2=self.tokenizer, add_watermarker=False
+                **parts, tokenizer_2=None, text_encoder_2=None, add_watermarker=False
             )
         else:
             pipeline = StableDiffusionPipeline(
@@ -190,6 +193,8 @@ class StableDiffusionBackbone:
                 feature_extractor=None,
                 requires_safety_checker=False,
             )
+        # It takes this from a VAE.
+        pipeline.vae_scale_factor = self.facts.pixels_per_latent
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -207,7 +212,8 @@ class StableDiffusionBackbone:
             elif name in self._there:
                 # There is no other place: it is read again from its files.
                 del self._there[name]
-                self._drawing = None
+                if name == "unet":
+                    self._drawing = None
 
     @contextmanager
     def complete(self, *parts: str) -> Iterator[None]:
@@ -238,6 +244,22 @@ class StableDiffusionBackbone:
                 part.to(self.device)
             self._released.discard(name)
         return part
+
+
+@contextmanager
+def _tiles(vae: Any, pixels_per_latent: int) -> Iterator[None]:
+    """Inside the `with` block a VAE decodes in tiles."""
+    sizes = {"tile_latent_min_size": TILE, "tile_sample_min_size": TILE * pixels_per_latent}
+    before = {name: getattr(vae, name) for name in sizes}
+    try:
+        for name, size in sizes.items():
+            setattr(vae, name, size)
+        vae.use_tiling = True
+        yield
+    finally:
+        vae.use_tiling = False
+        for name, size in before.items():
+            setattr(vae, name, size)
 
 
 def encodes_in_tiles(width: int, height: int) -> bool:

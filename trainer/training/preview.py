@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from trainer.errors import DataError
 from trainer.families import Backbone
 from trainer.training.embeddings import filled
+from trainer.training.memory import is_memory_full, let_go
 from trainer.types import Size
 from trainer.untrusted import read_text, shortened
 
@@ -159,38 +161,45 @@ def draw(
     prompts: Sequence[PreviewPrompt],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Image.Image]:
-    """Draw each prompt, in the order given, as a plain diffusers pipeline would."""
-    with backbone.complete():
-        return _draw(backbone, prompts, progress)
+    """Draw each prompt, in the order given, as a plain diffusers pipeline would.
+
+    Text encoders, UNet and VAE take turns, so that a small GPU need not hold them all.
+    """
+    chunks = _chunks(prompts)
+    with _encoders_at_hand(backbone):
+        told = [
+            _conditioning(
+                backbone, [prompts[n].text for n in chunk], [prompts[n].negative for n in chunk]
+            )
+            for chunk in chunks
+        ]
+    drawn: list[Tensor] = []
+    for chunk, conditioning in zip(chunks, told, strict=True):
+        first, seeds = prompts[chunk[0]], [prompts[n].seed for n in chunk]
+        how = first.size, first.steps, first.guidance
+        drawn.append(_latents(backbone, conditioning, seeds, *how))
+        progress(sum(map(len, drawn)), len(prompts))
+    images: dict[int, Image.Image] = {}
+    with backbone.complete("vae"):
+        for chunk, latents_NChw in zip(chunks, drawn, strict=True):
+            images.update(zip(chunk, decode(backbone, latents_NChw), strict=True))
+    return [images[number] for number in range(len(prompts))]
 
 
-def _draw(
-    backbone: Backbone, prompts: Sequence[PreviewPrompt], progress: Callable[[int, int], None]
-) -> list[Image.Image]:
+def _chunks(prompts: Sequence[PreviewPrompt]) -> list[list[int]]:
+    """The prompts by their numbers, in the groups that are drawn at once."""
+
     def alike(number: int) -> tuple[object, ...]:
         prompt = prompts[number]
         return (prompt.size, prompt.steps, prompt.guidance)
 
-    images: dict[int, Image.Image] = {}
+    chunks = []
     order = sorted(range(len(prompts)), key=lambda number: (alike(number), number))
     for _, group in groupby(order, key=alike):
         numbers = list(group)
-        first = prompts[numbers[0]]
-        width = chunk_size(first.size)
-        for start in range(0, len(numbers), width):
-            chunk = numbers[start : start + width]
-            latents_NChw = draw_latents(
-                backbone,
-                [prompts[n].text for n in chunk],
-                [prompts[n].seed for n in chunk],
-                size=first.size,
-                steps=first.steps,
-                guidance=first.guidance,
-                negatives=[prompts[n].negative for n in chunk],
-            )
-            images.update(zip(chunk, decode(backbone, latents_NChw), strict=True))
-            progress(len(images), len(prompts))
-    return [images[number] for number in range(len(prompts))]
+        width = chunk_size(prompts[numbers[0]].size)
+        chunks += [numbers[start : start + width] for start in range(0, len(numbers), width)]
+    return chunks
 
 
 @torch.no_grad()
@@ -205,9 +214,26 @@ def draw_latents(
     negatives: Sequence[str] | None = None,
 ) -> Tensor:
     """Latents [N, C, h, w] float32 of N pictures of one size, each from its own seed."""
-    with backbone.complete():
+    with _encoders_at_hand(backbone):
+        conditioning = _conditioning(backbone, texts, negatives or [""] * len(texts))
+    return _latents(backbone, conditioning, seeds, size, steps, guidance)
+
+
+def _encoders_at_hand(backbone: Backbone) -> AbstractContextManager[None]:
+    return backbone.complete(*(name for name in backbone.components if name != "unet"))
+
+
+def _latents(
+    backbone: Backbone,
+    conditioning: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    size: Size,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    with backbone.complete("unet"):
         result = backbone.pipeline()(
-            **_conditioning(backbone, texts, negatives or [""] * len(texts)),
+            **conditioning,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             width=size.width,
             height=size.height,
@@ -240,10 +266,24 @@ def decode(backbone: Backbone, latents_NChw: Tensor) -> list[Image.Image]:
     """Latents as pictures, in the way the pipeline itself does it; what is no number is black."""
     from diffusers.image_processor import VaeImageProcessor
 
+    height, width = (side * backbone.facts.pixels_per_latent for side in latents_NChw.shape[2:])
     with backbone.complete("vae"):
-        pixels_NCHW = backbone.decode_latents(latents_NChw).nan_to_num(nan=-1.0)
+        parts = latents_NChw.split(chunk_size(Size(width, height)))
+        pixels_NCHW = torch.cat([_decoded(backbone, part).cpu() for part in parts])
+    pixels_NCHW.nan_to_num_(nan=-1.0)
     images: list[Image.Image] = VaeImageProcessor().postprocess(pixels_NCHW, "pil")
     return images
+
+
+def _decoded(backbone: Backbone, latents_NChw: Tensor) -> Tensor:
+    """Pixels; one picture after the other and in tiles where memory does not suffice otherwise."""
+    try:
+        return backbone.decode_latents(latents_NChw)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
+        let_go(error)
+    return torch.cat([backbone.decode_latents(one[None], tiled=True) for one in latents_NChw])
 
 
 def parameters(prompt: PreviewPrompt, *, model: str, sampler: str) -> str:

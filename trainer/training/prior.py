@@ -18,7 +18,7 @@ from trainer.data.cache import TensorCache, fingerprint
 from trainer.diffusion.noise import seed_of
 from trainer.families import Backbone
 from trainer.training.encode import CACHE_FORMAT, EncodeOptions, encode_text
-from trainer.training.preview import decode, draw_latents
+from trainer.training.preview import chunk_size, decode, draw_latents
 from trainer.types import CachedSample, Size
 
 
@@ -49,27 +49,32 @@ def draw_prior(
     Picture n uses prompt n modulo their number and a seed of its own. `encoding` is for the
     prompts. `share`: which of the batches that are drawn at once, all by default.
     """
-    samples: list[CachedSample] = []
+    if backbone.device.type != "cpu":
+        # Nothing of this is trained yet, and a small GPU has no room for it while it draws.
+        backbone.release("vae", *(name for name in backbone.components if name != "unet"))
+    drawn: list[tuple[int, str, Tensor]] = []
     size = options.size
     for start in range(0, options.pictures, BATCH)[share]:
         numbers = range(start, min(start + BATCH, options.pictures))
         texts = [options.prompts[n % len(options.prompts)] for n in numbers]
         latents_NChw = _draw_batch(numbers, texts, backbone, cache, options)
-        for n, text, latents_Chw in zip(numbers, texts, latents_NChw, strict=True):
-            prompt: dict[str, Tensor] = {}
-            if encoding.cache_prompts:
-                prompt = encode_text(text, backbone, cache, encoding)
-            samples.append(
-                CachedSample(
-                    key=f"prior-{n}",
-                    latents_Chw=latents_Chw.clone(),
-                    texts=(text,),
-                    prompt_TD=prompt.get("prompt"),
-                    pooled_P=prompt.get("pooled"),
-                    sizes=(size.height, size.width, 0, 0, size.height, size.width),
-                )
+        drawn += zip(numbers, texts, latents_NChw, strict=True)
+        progress(len(drawn), options.pictures)
+    samples: list[CachedSample] = []
+    for n, text, latents_Chw in drawn:
+        prompt: dict[str, Tensor] = {}
+        if encoding.cache_prompts:
+            prompt = encode_text(text, backbone, cache, encoding)
+        samples.append(
+            CachedSample(
+                key=f"prior-{n}",
+                latents_Chw=latents_Chw.clone(),
+                texts=(text,),
+                prompt_TD=prompt.get("prompt"),
+                pooled_P=prompt.get("pooled"),
+                sizes=(size.height, size.width, 0, 0, size.height, size.width),
             )
-        progress(len(samples), options.pictures)
+        )
     return samples
 
 
@@ -94,23 +99,29 @@ def _draw_batch(
         options.seed,
     )
 
+    seeds = [seed_of(options.seed, "prior", n) for n in numbers]
+    at_once = chunk_size(size)
+
     def make() -> dict[str, Tensor]:
-        latents_NChw = draw_latents(
-            backbone,
-            texts,
-            [seed_of(options.seed, "prior", n) for n in numbers],
-            size=size,
-            steps=options.sampling_steps,
-            guidance=options.guidance_scale,
-        )
-        return {"latents": latents_NChw}
+        parts = [
+            draw_latents(
+                backbone,
+                texts[start : start + at_once],
+                seeds[start : start + at_once],
+                size=size,
+                steps=options.sampling_steps,
+                guidance=options.guidance_scale,
+            )
+            for start in range(0, len(texts), at_once)
+        ]
+        return {"latents": torch.cat(parts)}
 
     shape = (len(numbers), *backbone.latent_shape(size.width, size.height))
     found = cache.get_or_make(entry, make, shapes={"latents": shape}, kind="prior", source=texts[0])
     return found["latents"]
 
 
-# Pictures drawn at once: a power of two that a small GPU takes at 512 px.
+# Pictures that are kept together in the cache.
 BATCH = 8
 
 
