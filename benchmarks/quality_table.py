@@ -40,12 +40,15 @@ Made by `python -m benchmarks.quality_table`.
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """The rows of several results, of the last step of each run."""
-    rows = []
-    for path in paths:
+    """The rows of several results, of the last step of each run; of a run that was made again the
+    newer one, by the files' names."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in sorted(paths):
         with path.open(encoding="utf-8", newline="") as stream:
-            rows += [row for row in csv.DictReader(stream) if row["checkpoint"] == "last"]
-    return rows
+            for row in csv.DictReader(stream):
+                if row["checkpoint"] == "last":
+                    rows[row["set"], row["configuration"], row["seed"]] = row
+    return list(rows.values())
 
 
 def table(rows: Sequence[dict[str, str]], name: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import quality
 from benchmarks.quality import Configuration, read_plan
 from benchmarks.quality_rows import Row
+from benchmarks.quality_table import read_rows
 from benchmarks.sets import FaceSet, all_sets
 from pretraining.looks import HELD_OUT_HAIR_STYLE, HELD_OUT_MARK, HELD_OUT_SKIN, sample_identity
 from trainer.scoring import SCORERS
@@ -95,3 +96,13 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         rows = list(csv.DictReader(stream))
     written = [(row["configuration"], int(row["seed"])) for row in rows]
     assert written == [run for run in every for _ in ("last", "best")]
+
+
+def test_of_a_run_made_again_the_newer_row_stands_in_the_table(tmp_path: Path) -> None:
+    head = "set,configuration,seed,checkpoint,likeness\n"
+    old, new = tmp_path / "quality_cpu_2026-11-22.csv", tmp_path / "quality_cpu_2026-11-23.csv"
+    old.write_text(head + "zia,preset,0,last,0.7\nzia,preset,1,last,0.8\n", encoding="utf-8")
+    new.write_text(head + "zia,preset,0,last,0.9\nzia,preset,0,best,0.95\n", encoding="utf-8")
+    for paths in ((old, new), (new, old)):
+        rows = read_rows(paths)
+        assert [(row["seed"], row["likeness"]) for row in rows] == [("0", "0.9"), ("1", "0.8")]
