@@ -5,7 +5,8 @@ such block raises the size from which on it does so, up to 32 MB, and smaller bl
 side in one heap, where a hole that nothing fits into is held to the end. Weights that are read,
 cast and packed leave such holes behind as large as a third of the model. So while weights come and
 go each has pages of its own. Steps free and take the same blocks over and over and are quicker with
-the heap.
+the heap, as long as it keeps what lies free at its end: else the system takes back hundreds of
+megabytes after every step and clears them for the next one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER = -1  # in place of a size (mallopt(3))
 _MIB = 2**20
 
 
@@ -25,11 +27,11 @@ def keep_big_blocks_apart() -> None:
 
 
 def keep_blocks_for_reuse() -> None:
-    """From now on blocks up to 32 MB are kept for reuse, as in a process that has run for long;
-    what is free now goes back to the system."""
+    """From now on blocks up to 32 MB are kept for reuse, however many; what is free now goes back to
+    the system."""
     library = _glibc()
     if library is not None:
-        _set(mmap=32 * _MIB, trim=64 * _MIB)
+        _set(mmap=32 * _MIB, trim=_NEVER)
         library.malloc_trim(0)
 
 
