@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.learners import Recipe, load_backbone, make_learner, make_plan
 from tests.runs import same_tensors
 from tests.test_training import run
 from tests.tiny import TINY_BASES, save_tiny
+from trainer.adapters import frozen as frozen_module
+from trainer.adapters import lora as lora_module
 from trainer.adapters.attach import attach
 from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, onednn_computes, quicken
 from trainer.adapters.lora import LoRALayer
@@ -31,20 +34,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_tiny(home / name, name) for name in TINY_BASES}
 
 
-def fast_learner(folder: Path, recipe: Recipe, *, pack: bool = True, **options: object) -> Learner:
-    backbone = quick(load_backbone(folder, **options), pack=pack)
+def fast_learner(
+    folder: Path, recipe: Recipe, *, pack: bool = True, onednn: bool = True, **options: object
+) -> Learner:
+    backbone = quick(load_backbone(folder, **options), pack=pack, onednn=onednn)
     return make_learner(backbone, recipe)
 
 
-def quick(backbone: Backbone, *, pack: bool = True) -> Backbone:
+def quick(backbone: Backbone, *, pack: bool = True, onednn: bool = True) -> Backbone:
     for component in backbone.components.values():
-        quicken(component, pack=pack)
+        quicken(component, pack=pack, onednn=onednn)
     return backbone
 
 
-def frozen(layer: nn.Module, *, pack: bool) -> nn.Module:
+def frozen(layer: nn.Module, *, pack: bool, onednn: bool = True) -> nn.Module:
     model = nn.Sequential(layer).requires_grad_(False)
-    quicken(model, pack=pack)
+    quicken(model, pack=pack, onednn=onednn)
     return model[0]
 
 
@@ -93,14 +98,15 @@ def test_a_frozen_convolution_computes_what_the_plain_one_does(kind: str, pack: 
     assert torch.equal(layer.weight, weight), "whoever asks for the weight gets it"
 
 
-def test_a_frozen_linear_layer_computes_what_the_plain_one_does() -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_a_frozen_linear_layer_computes_what_the_plain_one_does(onednn: bool) -> None:
     torch.manual_seed(0)
     for bias in (True, False):
         plain = nn.Linear(6, 10, bias=bias).requires_grad_(False)
         x = torch.randn(2, 3, 6, requires_grad=True)
         wanted = plain(x)
         (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), x)
-        layer = frozen(plain, pack=False)
+        layer = frozen(plain, pack=False, onednn=onednn)
         assert isinstance(layer, FrozenLinear)
         (grad,) = torch.autograd.grad(layer(x).square().sum(), x)
         torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-6)
@@ -122,6 +128,28 @@ def test_gradients_of_the_update_are_those_of_its_formula() -> None:
     assert torch.autograd.gradcheck(compute, (x, layer.down, layer.up))
     plain = x @ (base.weight + layer.delta()).T + base.bias
     torch.testing.assert_close(layer(x), plain.to(torch.float64))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_products_are_those_of_the_library_that_was_chosen(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    products = frozen_module.matmul
+
+    def watched(x: Tensor, weight: Tensor, *bias: Tensor, onednn: bool = True) -> Tensor:
+        asked.append(onednn)
+        return products(x, weight, *bias, onednn=onednn)
+
+    for module in (frozen_module, lora_module):
+        monkeypatch.setattr(module, "matmul", watched)
+    base = frozen(nn.Linear(5, 7), pack=False, onednn=onednn)
+    assert isinstance(base, FrozenLinear)
+    layer = LoRALayer(base, rank=2, alpha=2.0, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 5, requires_grad=True)
+    layer(x).sum().backward()
+    base(x).sum().backward()
+    assert asked.count(onednn) == len(asked) > 4
 
 
 def test_a_convolution_in_float64_has_the_gradients_of_its_formula() -> None:
@@ -252,6 +280,10 @@ def test_twenty_steps_have_the_losses_of_the_plain_path(
     name: str, folders: dict[str, Path]
 ) -> None:
     have_the_losses_of_the_plain_path(fast_learner, folders[name])
+
+
+def test_twenty_steps_by_the_other_library_have_them_too(folders: dict[str, Path]) -> None:
+    have_the_losses_of_the_plain_path(partial(fast_learner, onednn=False), folders["sd1"])
 
 
 @pytest.mark.slow

@@ -311,8 +311,11 @@ SD_WIDTH = 320
 def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
     quicker: float, able: bool, width: int, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = {torch.float32: quicker, torch.bfloat16: 1.0}
-    monkeypatch.setattr(device_module, "_product_seconds", seconds.__getitem__)
+    # PyTorch's own library is the quicker one here in float32.
+    seconds = {(torch.float32, True): quicker + 1, (torch.float32, False): quicker}
+    seconds[torch.bfloat16, True] = 1.0
+    measured = lambda dtype, width, onednn: seconds[dtype, onednn]  # noqa: E731
+    monkeypatch.setattr(device_module, "_product_seconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
     device_module._bf16_is_quicker.cache_clear()
     try:
@@ -325,11 +328,46 @@ def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
         device_module._bf16_is_quicker.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("own_takes", "able", "wanted"),
+    [
+        (2.0, True, "onednn"),
+        (1.1, True, "pytorch"),
+        (0.9, True, "pytorch"),
+        (2.0, False, "pytorch"),
+    ],
+)
+def test_a_processor_takes_the_products_of_the_quicker_library(
+    own_takes: float, able: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = lambda dtype, width, onednn: 1.0 if onednn else own_takes  # noqa: E731
+    monkeypatch.setattr(device_module, "_product_seconds", measured)
+    monkeypatch.setattr(device_module, "onednn_computes", lambda dtype: able)
+    device_module._onednn_is_quicker.cache_clear()
+    try:
+        chosen = choose_device("cpu", "fp32", "sdpa")
+        assert chosen.products == wanted
+        assert (
+            Kept.of({"attention": "sdpa", "precision": "fp32", "products": wanted}) == chosen.kept
+        )
+        for kept in ("onednn", "pytorch"):
+            again = choose_device("cpu", "fp32", "sdpa", kept=Kept("sdpa", "fp32", kept))
+            assert again.products == kept
+        # There PyTorch asks oneDNN itself.
+        assert choose_device("cpu", "bf16", "sdpa").products == "onednn"
+    finally:
+        device_module._onednn_is_quicker.cache_clear()
+
+
+def test_runs_of_earlier_versions_had_the_products_of_onednn() -> None:
+    assert Kept.of({"attention": "sdpa", "precision": "fp32"}) == Kept("sdpa", "fp32", "onednn")
+
+
 def test_the_trial_of_number_formats_leaves_the_threads_as_they_are() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert device_module._product_seconds(torch.float32) > 0
+        assert device_module._product_seconds(torch.float32, 320, True) > 0
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

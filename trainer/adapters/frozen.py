@@ -37,10 +37,12 @@ def onednn_computes(dtype: torch.dtype) -> bool:
     return bool((y_TO == 16).all()) and bool((drawn == 16).all())
 
 
-def matmul(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def matmul(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, onednn: bool = True
+) -> Tensor:
     """x W^T + b, [T, O]; not differentiable. On processors by oneDNN where it is to be had, which
-    takes half the time of other libraries on some."""
-    if x_TI.device.type == "cpu" and onednn_computes(x_TI.dtype):
+    takes half the time of other libraries on some; or, without `onednn`, as PyTorch has it."""
+    if onednn and x_TI.device.type == "cpu" and onednn_computes(x_TI.dtype):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
         return result
     return F.linear(x_TI, weight_OI, bias_O)
@@ -48,13 +50,26 @@ def matmul(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 class FrozenLinear(nn.Linear):
     """A linear layer that is not trained; see `quicken`. A compiler finds by itself what need not
-    be kept, and is given the plain layer."""
+    be kept, and is given the plain layer.
+
+    onednn: as for `matmul`, of its products and of those of an adapter on it.
+    """
+
+    onednn: bool = True
 
     def forward(self, input: Tensor) -> Tensor:
         if _is_trained(self) or torch.compiler.is_compiling():
             return super().forward(input)
         y: Tensor = _Linear.apply(input, self)
         return y
+
+    def compute(self, x_TI: Tensor) -> Tensor:
+        """What the layer gives, [T, O]; not differentiable."""
+        return matmul(x_TI, self.weight, self.bias, onednn=self.onednn)
+
+    def input_gradient(self, grad_TO: Tensor) -> Tensor:
+        """The gradient of an input, [T, I]."""
+        return matmul(grad_TO, self.weight.t(), onednn=self.onednn)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -137,7 +152,7 @@ class FrozenConv2d(nn.Conv2d):
         )
 
 
-def quicken(root: nn.Module, *, pack: bool) -> None:
+def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
     """Let the linear and convolution layers of a frozen model be computed as frozen ones.
 
     The modules, their names and their weights stay what they are; only how they compute changes.
@@ -147,10 +162,12 @@ def quicken(root: nn.Module, *, pack: bool) -> None:
         root: a model in its number format already.
         pack: keep the convolutions' weights in oneDNN's order where there is oneDNN, for as much
             memory as they take.
+        onednn: as for `matmul`, of the linear layers' products.
     """
     for layer in root.modules():
         if type(layer) is nn.Linear and _is_dense(layer.weight):
             layer.__class__ = FrozenLinear
+            cast("FrozenLinear", layer).onednn = onednn
         elif type(layer) is nn.Conv2d and _is_dense(layer.weight) and _is_simple(layer):
             layer.__class__ = FrozenConv2d
             cast("FrozenConv2d", layer).packs = pack
@@ -195,13 +212,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        return matmul(x.flatten(0, -2), layer.weight, layer.bias).unflatten(0, x.shape[:-1])
+        return layer.compute(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad_TO = grad.flatten(0, -2)
-        return matmul(grad_TO, ctx.layer.weight.t()).unflatten(0, grad.shape[:-1]), None
+        layer: FrozenLinear = ctx.layer
+        return layer.input_gradient(grad.flatten(0, -2)).unflatten(0, grad.shape[:-1]), None
 
 
 class _Conv2d(torch.autograd.Function):

@@ -135,8 +135,8 @@ class _Update(torch.autograd.Function):
         x = given if make is None else make(given)[0]
         x_TI = x.flatten(0, -2)
         down_RI, up_OR = down.to(x.dtype), _scaled(up, strength).to(x.dtype)
-        hidden_TR = matmul(x_TI, down_RI)
-        y_TO = matmul(x_TI, base.weight, base.bias).addmm_(hidden_TR, up_OR.t())
+        hidden_TR = matmul(x_TI, down_RI, onednn=base.onednn)
+        y_TO = base.compute(x_TI).addmm_(hidden_TR, up_OR.t())
         ctx.save_for_backward(given, hidden_TR, down_RI, up_OR)
         ctx.base, ctx.strength, ctx.dtype, ctx.make = base, strength, up.dtype, make
         return y_TO.unflatten(0, x.shape[:-1])
@@ -147,12 +147,13 @@ class _Update(torch.autograd.Function):
         given, hidden_TR, down_RI, up_OR = ctx.saved_tensors
         x, gradient = (given, None) if ctx.make is None else ctx.make(given)
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
-        grad_TR = matmul(grad_TO, up_OR.t())
+        base: FrozenLinear = ctx.base
+        grad_TR = matmul(grad_TO, up_OR.t(), onednn=base.onednn)
         grad_up = _scaled((hidden_TR.t() @ grad_TO).t().to(ctx.dtype), ctx.strength)
         grad_down = (grad_TR.t() @ x_TI).to(ctx.dtype)
         grad_given = None
         if ctx.needs_input_grad[0]:
-            grad_x_TI = matmul(grad_TO, ctx.base.weight.t()).addmm_(grad_TR, down_RI)
+            grad_x_TI = base.input_gradient(grad_TO).addmm_(grad_TR, down_RI)
             grad_given = grad_x_TI.unflatten(0, x.shape[:-1])
             if gradient is not None:
                 grad_given = gradient(grad_given)

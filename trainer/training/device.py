@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from trainer.adapters.attach import attach
-from trainer.adapters.frozen import matmul
+from trainer.adapters.frozen import matmul, onednn_computes, quicken
 from trainer.errors import DeviceError
 from trainer.families import quantize
 from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
@@ -33,9 +35,27 @@ _PROJECTIONS = tuple(f"attn{n}.to_{name}" for n in (1, 2) for name in ("q", "k",
 _LARGE = 256
 # On a processor bfloat16 is taken where a product is so many times as quick in it.
 _WORTH_ITS_DIGITS = 1.3
+# And oneDNN's products of float32 where one is so many times as quick as PyTorch's own library's.
+_WORTH_ITS_CALLS = 1.2
 _TRIES = 10
 # Work everywhere: nothing to try.
 _ALWAYS = ("sdpa", "eager")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a run goes on with as it was begun, so that its numbers stay the same; "": nothing, it
+    begins now. See `Device`."""
+
+    attention: str = ""
+    precision: str = ""
+    products: str = ""
+
+    @staticmethod
+    def of(facts: Mapping[str, Any]) -> Kept:
+        """As a checkpoint has it; earlier versions knew only oneDNN's products."""
+        names = {"attention": "", "precision": "", "products": "onednn"}
+        return Kept(*(str(facts.get(name, before)) for name, before in names.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +64,8 @@ class Device:
 
     notices: what the user asked for and does not get, in sentences. attention_words: how the
     attention was chosen, where that was measured. compiling: the UNet's transformer blocks are
-    compiled.
+    compiled. products: whose products frozen linear layers take on a processor, oneDNN's or those
+    of PyTorch's own library.
     """
 
     device: torch.device
@@ -54,6 +75,7 @@ class Device:
     weights: str = "same"
     attention_words: str = ""
     compiling: bool = False
+    products: str = "onednn"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,13 +86,9 @@ class Device:
         """What names the number formats that the frozen UNet and text encoders compute with."""
         return self.precision if self.weights == "same" else f"{self.precision} {self.weights}"
 
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a run was begun with; "": nothing, it begins now."""
-
-    attention: str = ""
-    precision: str = ""
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.attention, self.precision, self.products)
 
 
 def blocks_for(fast: str, device: torch.device) -> Literal["plain", "direct", "lean"]:
@@ -79,6 +97,13 @@ def blocks_for(fast: str, device: torch.device) -> Literal["plain", "direct", "l
         return "plain"
     # On a processor lean blocks cost time; small pictures and models keep little anyway.
     return "direct" if fast == "on" and device.type == "cpu" else "lean"
+
+
+def finish_for(fast: str, device: Device) -> Callable[[nn.Module], None] | None:
+    """What is done with a frozen model that has been loaded, by `model.fast`."""
+    if fast == "off":
+        return None
+    return partial(quicken, pack=fast == "on", onednn=device.products == "onednn")
 
 
 def choose_device(
@@ -124,7 +149,8 @@ def choose_device(
     if compiling and (reason := _fails_to_compile(name, chosen, dtype)):
         compiling = False
         notices.append(f"The UNet's blocks cannot be compiled here ({reason}); going on without.")
-    return Device(chosen, precision, name, tuple(notices), weights, words, compiling)
+    products = _products(chosen, dtype, kept.products)
+    return Device(chosen, precision, name, tuple(notices), weights, words, compiling, products)
 
 
 def _device(name: str) -> torch.device:
@@ -171,20 +197,37 @@ def _bf16_is_quicker() -> bool:
         return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False  # trying alone would take many seconds
-    single, half = (_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
-    return single >= _WORTH_ITS_DIGITS * half
+    single = min(_product_seconds(torch.float32, 1280, onednn) for onednn in (True, False))
+    return single >= _WORTH_ITS_DIGITS * _product_seconds(torch.bfloat16, 1280, True)
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """CPU seconds of a product as Stable Diffusion's UNets make them: the least of some, which
-    other programs change least. In one thread: two would wait for each other in it."""
-    x_TI, weight_OI = torch.ones(1024, 1280, dtype=dtype), torch.ones(1280, 1280, dtype=dtype)
+def _products(device: torch.device, dtype: torch.dtype, kept: str) -> str:
+    """In other formats than float32 PyTorch asks oneDNN itself."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return "onednn"
+    return kept or ("onednn" if _onednn_is_quicker() else "pytorch")
+
+
+@functools.cache
+def _onednn_is_quicker() -> bool:
+    """Whether oneDNN's products of float32 are worth the dearer calls: by trying, and once."""
+    if not onednn_computes(torch.float32):
+        return False
+    by_onednn, own = (_product_seconds(torch.float32, 320, onednn) for onednn in (True, False))
+    return own >= _WORTH_ITS_CALLS * by_onednn
+
+
+def _product_seconds(dtype: torch.dtype, width: int, onednn: bool) -> float:
+    """CPU seconds of a product as Stable Diffusion's UNets make them, with layers of a width: the
+    least of some, which other programs change least. In one thread: two would wait for each other
+    in it."""
+    x_TI, weight_OI = torch.ones(1024, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = []
     for _ in range(_TRIES):
         started = time.thread_time()
-        matmul(x_TI, weight_OI)
+        matmul(x_TI, weight_OI, onednn=onednn)
         times.append(time.thread_time() - started)
     torch.set_num_threads(threads)
     return min(times)

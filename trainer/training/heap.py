@@ -27,8 +27,8 @@ def keep_big_blocks_apart() -> None:
 
 
 def keep_blocks_for_reuse() -> None:
-    """From now on blocks up to 32 MB are kept for reuse, however many; what is free now goes back to
-    the system."""
+    """From now on blocks up to 32 MB are kept for reuse, however many; what is free now goes back
+    to the system."""
     library = _glibc()
     if library is not None:
         _set(mmap=32 * _MIB, trim=_NEVER)

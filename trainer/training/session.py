@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from trainer.adapters.frozen import quicken
 from trainer.adapters.plans import BlockRule
 from trainer.adapters.start import put_start
 from trainer.data.batches import BatchPlan
@@ -22,7 +21,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.families import FAMILIES, Backbone, LoadOptions
 from trainer.families.attention import widest
 from trainer.optim import build_optimizer
-from trainer.training.device import Device, Kept, blocks_for, choose_device
+from trainer.training.device import Device, Kept, blocks_for, choose_device, finish_for
 from trainer.training.fingerprints import base_fingerprint
 from trainer.training.guards import Guard, GuardPlan
 from trainer.training.heap import keep_big_blocks_apart, keep_blocks_for_reuse
@@ -99,8 +98,7 @@ def open_session(job: Job, console: Console, *, resume: bool, team: Team = ALONE
         console.print(notice, style="yellow", soft_wrap=True)
     learner = _learner(job, device, backbone, adapters, encoded)
     drawn = [] if job.class_pictures else [sample.text for sample in encoded.prior]
-    used = {"attention": device.attention, "precision": device.precision}
-    facts = resume_facts(job, base, drawn, team.size) | used
+    facts = resume_facts(job, base, drawn, team.size) | asdict(device.kept)
     team.require_alike("settings, photos, base or attention", fingerprint(facts))
     checkpoint = _checkpoint(job, learner, facts, console) if resume else None
     start_step = checkpoint.step if checkpoint else 0
@@ -152,7 +150,7 @@ def _load(job: Job, device: Device) -> Backbone:
             weights=device.weights,
             stream_blocks=model.stream_blocks,
             compiling=device.compiling,
-            finish=None if model.fast == "off" else partial(quicken, pack=model.fast == "on"),
+            finish=finish_for(model.fast, device),
         ),
     )
     return backbone
@@ -250,7 +248,7 @@ def _device(job: Job, team: Team, *, resume: bool) -> Device:
         )
 
     device = chosen(kept) if team.leader else None
-    told = team.told(f"{device.attention} {device.precision}" if device else "")
+    told = team.told(" ".join(astuple(device.kept)) if device else "")
     device = device or chosen(Kept(*told.split()))
     team.require_device(device.device)
     return device
@@ -259,8 +257,7 @@ def _device(job: Job, team: Team, *, resume: bool) -> Device:
 def _before(job: Job) -> Kept:
     """What the run was begun with; nothing where nothing was saved yet."""
     checkpoint, _ = checkpoint_at(job.resume_from or job.folder.root)
-    facts = checkpoint.facts if checkpoint else {}
-    return Kept(str(facts.get("attention", "")), str(facts.get("precision", "")))
+    return Kept.of(checkpoint.facts) if checkpoint else Kept()
 
 
 def _read_steps(job: Job, device: Device) -> int:
