@@ -418,7 +418,18 @@ def _machine(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{processor_name()}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """As its maker calls it, where the system tells: which of two ways is the quicker one differs
+    between makers."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, told), platform.processor() or platform.machine())
 
 
 def versions() -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.speed_blocks import SIDES
 from benchmarks.speed_growth import AXES, grow
 from benchmarks.speed_rows import append_rows, show
-from benchmarks.speed_run import Plan, SpeedError, Variant, prepared, run_plan
+from benchmarks.speed_run import Plan, SpeedError, Variant, prepared, processor_name, run_plan
 from benchmarks.speed_task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,7 +183,9 @@ def hardware_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name().removeprefix("NVIDIA ").replace(" ", "-").lower()
-    return f"cpu-{platform.machine()}-{os.cpu_count()}-cores"
+    plain = re.sub(r"\((r|tm|c)\)", "", processor_name().lower())
+    words = re.findall(r"[a-z0-9]+", plain)
+    return "-".join([*words, str(os.cpu_count()), "cores"])
 
 
 def main(words: Sequence[str] | None = None) -> None:

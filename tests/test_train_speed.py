@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -24,7 +26,14 @@ from benchmarks import gpu, speed_growth, speed_trace, train_speed
 from benchmarks.random_bases import ARCHITECTURES, config_of, draw_photos
 from benchmarks.speed_blocks import Block, Closed, Gate, Opened, Order, run_side
 from benchmarks.speed_rows import Row, append_rows, show
-from benchmarks.speed_run import Measured, SpeedError, Variant, make_row, require_same_work
+from benchmarks.speed_run import (
+    Measured,
+    SpeedError,
+    Variant,
+    make_row,
+    processor_name,
+    require_same_work,
+)
 from benchmarks.speed_task import Task
 from benchmarks.speed_work import count_flops
 from tests.tiny import RESOLUTION, save_tiny, save_tiny_base
@@ -277,6 +286,16 @@ def test_rows_are_added_to_a_file(tmp_path: Path) -> None:
     assert [one["side"] for one in read] == ["ours", "plain"]
     assert read[1]["device_mb"] == ""
     assert read[1]["step_seconds"] == "0.1235"
+
+
+def test_rows_name_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Processor\n")
+    assert processor_name(told) == "Intel(R) Xeon(R) Processor"
+    assert processor_name(tmp_path / "none") == (platform.processor() or platform.machine())
+    monkeypatch.setattr(train_speed, "processor_name", lambda: "AMD EPYC(TM) 9R14 @ 2.6")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert train_speed.hardware_name("cpu") == "amd-epyc-9r14-2-6-2-cores"
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:

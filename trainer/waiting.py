@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 
 # Rounds of the waiting loop of GNU's OpenMP, which PyTorch brings along on Linux: microseconds.
-# Longer spins gain little more, and cost much if another program starts later (benchmarks/LOG.md).
-SPINS = 3000
+# Longer spins gain no more, and cost much if another program starts later (benchmarks/LOG.md).
+SPINS = 6000
 # The kernel's count of what wants to run, as "running/all" in the fourth place.
 LOAD = Path("/proc/loadavg")
 _LOOKS = 7
