@@ -133,7 +133,8 @@ def test_a_whole_unet_with_everything_adapted_is_the_merged_one(family: str) -> 
 
     plain = predict()
     attached = attach(unet, select_layers(unet, "unet", "all"), rank=2, alpha=1.0, seed=0)
-    assert torch.equal(predict(), plain)
+    # A convolution with an adapter may lie in memory in another order, which changes last digits.
+    torch.testing.assert_close(predict(), plain, rtol=0, atol=1e-5)
     state = attached.state()
     attached.load_state({k: 0.2 * torch.randn(v.shape, generator=draw) for k, v in state.items()})
     adapted = predict()
