@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.speed_blocks import Block, Closed, Opened, Order
 from benchmarks.speed_rows import Row
 from benchmarks.speed_task import Task
+from trainer.machine import processor_name
 from trainer.waiting import choose_waiting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -419,17 +420,6 @@ def _machine(device: str) -> str:
 
         return torch.cuda.get_device_name()
     return f"{processor_name()}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """As its maker calls it, where the system tells: which of two ways is the quicker one differs
-    between makers."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, told), platform.processor() or platform.machine())
 
 
 def versions() -> str:

@@ -27,8 +27,9 @@ from pathlib import Path
 from benchmarks.speed_blocks import SIDES
 from benchmarks.speed_growth import AXES, grow
 from benchmarks.speed_rows import append_rows, show
-from benchmarks.speed_run import Plan, SpeedError, Variant, prepared, processor_name, run_plan
+from benchmarks.speed_run import Plan, SpeedError, Variant, prepared, run_plan
 from benchmarks.speed_task import Task
+from trainer.machine import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(tempfile.gettempdir()) / "likeness-train-speed"

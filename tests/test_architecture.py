@@ -19,6 +19,7 @@ FLOORS = {
     "types": 0,
     "registry": 0,
     "errors": 0,
+    "machine": 0,
     "transfer": 0,
     "untrusted": 0,
     "config": 1,

@@ -68,7 +68,7 @@ def entries(cache: Path) -> dict[str, tuple[str, str, int]]:
     return {
         entry.path.name: (entry.kind, entry.source, entry.path.stat().st_mtime_ns)
         for entry in list_entries(cache).entries
-        if entry.kind != "hashes"
+        if entry.kind not in ("hashes", "trial")
     }
 
 

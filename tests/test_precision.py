@@ -39,6 +39,7 @@ from trainer.families.backbone import set_attention
 from trainer.families.detect import first_attention, inspect_base
 from trainer.training import device as device_module
 from trainer.training import session as session_module
+from trainer.training import trials
 from trainer.training.device import Device, Kept, choose_device, measured_attention
 from trainer.training.learner import Learner
 from trainer.training.loop import train
@@ -242,10 +243,18 @@ def test_the_reason_is_taken_from_what_pytorch_warns_of() -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
+def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing was tried out on this machine yet."""
+    monkeypatch.setenv("LIKENESS_CACHE", str(tmp_path / "untried"))
+    monkeypatch.setattr(trials, "_known", {})
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, untried: None) -> dict[str, float | str]:
     """A GPU that only says how long each attention takes, or why it does not work."""
     times: dict[str, float | str] = {}
     monkeypatch.setattr(device_module, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("trainer.training.trials.hardware", lambda device: "a GPU")
 
     def why(name: str, *_: object) -> str:
         value = times[name]
@@ -265,11 +274,28 @@ def test_on_a_gpu_the_fastest_that_works_is_taken_and_said(gpu: dict[str, float 
         "3.00 ms, sdpa-cudnn 2.00 ms, sdpa-efficient 4.00 ms; not usable: xformers (missing)"
     )
     gpu["sdpa-flash"] = 2.05  # as fast, as far as one can measure: the first is kept to
-    assert choose_device("auto", "bf16", "auto").attention == "sdpa-flash"
+    assert measured_attention(SHAPE, torch.device("cuda"), torch.bfloat16)[0] == "sdpa-flash"
     gpu |= dict.fromkeys(device_module.MEASURED, "too old")
-    chosen = choose_device("auto", "bf16", "auto")
-    assert chosen.attention == "sdpa"
-    assert chosen.attention_words.count("(too old)") == len(device_module.MEASURED)
+    name, words = measured_attention(SHAPE, torch.device("cuda"), torch.bfloat16)
+    assert name == "sdpa"
+    assert words.count("(too old)") == len(device_module.MEASURED)
+
+
+def test_on_a_gpu_what_was_measured_first_is_kept_to(gpu: dict[str, float | str]) -> None:
+    gpu |= {"sdpa-flash": 3.0, "sdpa-cudnn": 2.0, "sdpa-efficient": 4.0, "xformers": "missing"}
+    assert choose_device("auto", "bf16", "auto", shape=SHAPE).attention == "sdpa-cudnn"
+    gpu["sdpa-flash"] = 1.0
+    again = choose_device("auto", "bf16", "auto", shape=SHAPE)
+    assert again.attention == "sdpa-cudnn"
+    assert again.attention_words == "Attention sdpa-cudnn, the fastest when that was measured"
+    # Of other numbers, or over other tokens, nothing is known yet.
+    assert choose_device("auto", "fp16", "auto", shape=SHAPE).attention == "sdpa-flash"
+    longer = replace(SHAPE, tokens=2 * SHAPE.tokens)
+    assert choose_device("auto", "bf16", "auto", shape=longer).attention == "sdpa-flash"
+    gpu["sdpa-cudnn"] = "another driver"
+    other = choose_device("auto", "bf16", "auto", shape=SHAPE)
+    assert other.attention == "sdpa-flash"
+    assert "sdpa-cudnn (another driver)" in other.attention_words
 
 
 def test_a_run_that_goes_on_keeps_its_attention(gpu: dict[str, float | str]) -> None:
@@ -309,7 +335,12 @@ SD_WIDTH = 320
     ],
 )
 def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
-    quicker: float, able: bool, width: int, wanted: str, monkeypatch: pytest.MonkeyPatch
+    quicker: float,
+    able: bool,
+    width: int,
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+    untried: None,
 ) -> None:
     # PyTorch's own library is the quicker one here in float32.
     seconds = {(torch.float32, True): quicker + 1, (torch.float32, False): quicker}
@@ -317,15 +348,11 @@ def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
     measured = lambda dtype, width, onednn: seconds[dtype, onednn]  # noqa: E731
     monkeypatch.setattr(device_module, "_product_seconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
-    device_module._bf16_is_quicker.cache_clear()
-    try:
-        assert choose_device("cpu", "auto", "sdpa", width=width).precision == wanted
-        assert choose_device("cpu", "fp32", "sdpa", width=width).precision == "fp32"
-        for kept in ("fp32", "bf16"):  # also where the run was begun elsewhere
-            chosen = choose_device("cpu", "auto", "sdpa", width=width, kept=Kept("sdpa", kept))
-            assert chosen.precision == kept
-    finally:
-        device_module._bf16_is_quicker.cache_clear()
+    assert choose_device("cpu", "auto", "sdpa", width=width).precision == wanted
+    assert choose_device("cpu", "fp32", "sdpa", width=width).precision == "fp32"
+    for kept in ("fp32", "bf16"):  # also where the run was begun elsewhere
+        chosen = choose_device("cpu", "auto", "sdpa", width=width, kept=Kept("sdpa", kept))
+        assert chosen.precision == kept
 
 
 @pytest.mark.parametrize(
@@ -338,25 +365,19 @@ def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
     ],
 )
 def test_a_processor_takes_the_products_of_the_quicker_library(
-    own_takes: float, able: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+    own_takes: float, able: bool, wanted: str, monkeypatch: pytest.MonkeyPatch, untried: None
 ) -> None:
     measured = lambda dtype, width, onednn: 1.0 if onednn else own_takes  # noqa: E731
     monkeypatch.setattr(device_module, "_product_seconds", measured)
     monkeypatch.setattr(device_module, "onednn_computes", lambda dtype: able)
-    device_module._onednn_is_quicker.cache_clear()
-    try:
-        chosen = choose_device("cpu", "fp32", "sdpa")
-        assert chosen.products == wanted
-        assert (
-            Kept.of({"attention": "sdpa", "precision": "fp32", "products": wanted}) == chosen.kept
-        )
-        for kept in ("onednn", "pytorch"):
-            again = choose_device("cpu", "fp32", "sdpa", kept=Kept("sdpa", "fp32", kept))
-            assert again.products == kept
-        # There PyTorch asks oneDNN itself.
-        assert choose_device("cpu", "bf16", "sdpa").products == "onednn"
-    finally:
-        device_module._onednn_is_quicker.cache_clear()
+    chosen = choose_device("cpu", "fp32", "sdpa")
+    assert chosen.products == wanted
+    assert Kept.of({"attention": "sdpa", "precision": "fp32", "products": wanted}) == chosen.kept
+    for kept in ("onednn", "pytorch"):
+        again = choose_device("cpu", "fp32", "sdpa", kept=Kept("sdpa", "fp32", kept))
+        assert again.products == kept
+    # There PyTorch asks oneDNN itself.
+    assert choose_device("cpu", "bf16", "sdpa").products == "onednn"
 
 
 def test_runs_of_earlier_versions_had_the_products_of_onednn() -> None:
@@ -391,12 +412,14 @@ def test_on_a_gpu_the_number_format_is_kept_where_it_can_be(
     assert choose_device("auto", "auto", "sdpa", kept=Kept("sdpa", kept)).precision == wanted
 
 
-@pytest.mark.parametrize("quickest", ["blockwise", "sdpa"])
+@pytest.mark.parametrize(
+    ("sdpa_takes", "quickest"), [(2.0, "blockwise"), (0.9, "blockwise"), (0.5, "sdpa")]
+)
 def test_a_processor_with_bfloat16_takes_the_quicker_attention(
-    quickest: str, monkeypatch: pytest.MonkeyPatch
+    sdpa_takes: float, quickest: str, monkeypatch: pytest.MonkeyPatch, untried: None
 ) -> None:
     def measured(name: str, *_: object) -> float:
-        return 1.0 if name == quickest else 2.0
+        return sdpa_takes if name == "sdpa" else 1.0
 
     monkeypatch.setattr(device_module, "milliseconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)

@@ -31,12 +31,12 @@ from benchmarks.speed_run import (
     SpeedError,
     Variant,
     make_row,
-    processor_name,
     require_same_work,
 )
 from benchmarks.speed_task import Task
 from benchmarks.speed_work import count_flops
 from tests.tiny import RESOLUTION, save_tiny, save_tiny_base
+from trainer.machine import processor_name
 
 
 @pytest.fixture

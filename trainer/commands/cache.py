@@ -27,6 +27,7 @@ KINDS = {
     "prior": "pictures of the class",
     "facts": "what was measured on photos",
     "hashes": "hashes of model files",
+    "trial": "what is the quickest here",
     "": "of an earlier version",
 }
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

@@ -32,16 +32,18 @@ FACTS_FOLDER = "facts"
 _FACTS = re.compile(r"[0-9a-f]{64}\.json")
 # The hashes of large model files.
 HASHES_NAME = "file-hashes.json"
+# What was tried out on this machine.
+_TRIAL = re.compile(r"trial-[0-9a-f]{64}\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file of the cache.
 
-    kind: "latents", "weights", "prompt", "prior", "facts" or "hashes". made: when, ISO 8601 in
-    UTC. version: of the program that made it. source: the photo's name or the text it was made of.
-    Each of these is "" where the file does not say. used: when it was last read or written
-    (seconds since 1970; to about a day).
+    kind: "latents", "weights", "prompt", "prior", "facts", "hashes" or "trial". made: when, ISO
+    8601 in UTC. version: of the program that made it. source: the photo's name or the text it was
+    made of. Each of these is "" where the file does not say. used: when it was last read or
+    written (seconds since 1970; to about a day).
     """
 
     path: Path
@@ -92,6 +94,11 @@ def entry_path(folder: Path, key: str) -> Path:
     if not _SHA256.fullmatch(key):
         raise ValueError(f"a cache key is a fingerprint, not {key!r}")
     return folder / f"{key}.safetensors"
+
+
+def trial_path(folder: Path, key: str) -> Path:
+    """Where the answer to a trial is kept; of a key that is a fingerprint."""
+    return folder / f"trial-{key}.json"
 
 
 def list_entries(folder: Path) -> Listing:
@@ -188,6 +195,8 @@ def _words(path: Path) -> tuple[str, str, str, str] | None:
         return kind, made, version, source
     if path.name == HASHES_NAME:
         return ("hashes", "", "", "") if _has(path, "check") else None
+    if _TRIAL.fullmatch(path.name):
+        return ("trial", "", "", "") if _has(path, "answer") else None
     if _FACTS.fullmatch(path.name) and path.parent.parent.name == FACTS_FOLDER:
         return ("facts", "", "", "") if _has(path, "digest") else None
     return None

@@ -22,6 +22,7 @@ from trainer.data.caption_text import fill, one_line
 from trainer.data.caption_variants import CaptionStyle, dress
 from trainer.data.decode import shown
 from trainer.data.listing import list_folder, stem_key
+from trainer.data.publish import publish
 from trainer.errors import DataError
 from trainer.types import Captioned, Photo
 
@@ -214,30 +215,12 @@ def write_sidecar(path: Path, text: str, *, overwrite: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         if not overwrite:
-            _publish(temporary, path)
+            publish(temporary, path)
             return
         if target.exists():
             target.open("r+b").close()  # replacing would not ask whether it is write-protected
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, unless that is taken by now.
-
-    Raises:
-        FileExistsError: it is taken.
-    """
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # FAT and some network drives have no links
-        with ExitStack() as stack:
-            path.open("x").close()
-            stack.callback(path.unlink)
-            temporary.replace(path)
-            stack.pop_all()
 
 
 def _decode(raw: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +16,16 @@ from trainer.adapters.frozen import matmul, onednn_computes, quicken
 from trainer.errors import DeviceError
 from trainer.families import quantize
 from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
+from trainer.training.trials import answer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is measured on a GPU; "sdpa" is what PyTorch makes of the same kernels without measuring,
 # "sdpa-math" and "eager" are slower than all of them and take far more memory.
 MEASURED = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "xformers")
-# On a processor that computes in bfloat16; in float32 "sdpa" is as quick.
+# On a processor that computes in bfloat16; in float32 "sdpa" is as quick. The second is taken
+# where the first takes so many times as long.
 _ON_CPU = ("blockwise", "sdpa")
+_WORTH_NO_BLOCKS = 1.2
 # Measured on so little there, for the larger the quicker blocks are in comparison.
 _SMALL = AttentionShape(tokens=256)
 # Two measurements of one kernel differ by so much: within it the first of `MEASURED` is taken.
@@ -189,32 +191,39 @@ def _precision(name: str, device: torch.device, width: int, kept: str) -> str:
     return name
 
 
-@functools.cache
 def _bf16_is_quicker() -> bool:
     """Whether this processor computes in bfloat16, and so much faster that it is worth the digits:
-    by trying, and once, so that all of a run is told the same."""
+    by trying."""
     if not torch.backends.mkldnn.is_available():
         return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False  # trying alone would take many seconds
-    single = min(_product_seconds(torch.float32, 1280, onednn) for onednn in (True, False))
-    return single >= _WORTH_ITS_DIGITS * _product_seconds(torch.bfloat16, 1280, True)
+
+    def trial() -> str:
+        single = min(_product_seconds(torch.float32, 1280, onednn) for onednn in (True, False))
+        in_bf16 = _product_seconds(torch.bfloat16, 1280, True)
+        return "bf16" if single >= _WORTH_ITS_DIGITS * in_bf16 else "fp32"
+
+    return answer("number format", torch.device("cpu"), ("bf16", "fp32"), trial) == "bf16"
 
 
 def _products(device: torch.device, dtype: torch.dtype, kept: str) -> str:
     """In other formats than float32 PyTorch asks oneDNN itself."""
     if device.type != "cpu" or dtype != torch.float32:
         return "onednn"
-    return kept or ("onednn" if _onednn_is_quicker() else "pytorch")
+    return kept or _quicker_products(device)
 
 
-@functools.cache
-def _onednn_is_quicker() -> bool:
-    """Whether oneDNN's products of float32 are worth the dearer calls: by trying, and once."""
+def _quicker_products(device: torch.device) -> str:
+    """Whose products of float32 to take: oneDNN's if they are worth the dearer calls."""
     if not onednn_computes(torch.float32):
-        return False
-    by_onednn, own = (_product_seconds(torch.float32, 320, onednn) for onednn in (True, False))
-    return own >= _WORTH_ITS_CALLS * by_onednn
+        return "pytorch"
+
+    def trial() -> str:
+        by_onednn, own = (_product_seconds(torch.float32, 320, onednn) for onednn in (True, False))
+        return "onednn" if own >= _WORTH_ITS_CALLS * by_onednn else "pytorch"
+
+    return answer("products of float32", device, ("onednn", "pytorch"), trial)
 
 
 def _product_seconds(dtype: torch.dtype, width: int, onednn: bool) -> float:
@@ -248,7 +257,16 @@ def _best_attention(
         ]
     if device.type != "cuda":
         return _attention_without_gpu(device, dtype), "", notices
-    return *measured_attention(shape, device, dtype), notices
+    words: dict[str, str] = {}
+
+    def trial() -> str:
+        words.update([measured_attention(shape, device, dtype)])
+        return next(iter(words))
+
+    name = answer(f"attention, {shape!r}, {dtype}", device, NAMES, trial)
+    if not words and _fails(name, shape, device, dtype):  # another driver
+        name = trial()
+    return name, words.get(name, f"Attention {name}, the fastest when that was measured"), notices
 
 
 def _attention_without_gpu(device: torch.device, dtype: torch.dtype) -> str:
@@ -257,7 +275,12 @@ def _attention_without_gpu(device: torch.device, dtype: torch.dtype) -> str:
         return "sdpa"
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "sdpa"  # trying alone would take many seconds
-    return min(_ON_CPU, key=lambda name: milliseconds(name, _SMALL, device, dtype))
+
+    def trial() -> str:
+        blocks, whole = (milliseconds(name, _SMALL, device, dtype) for name in _ON_CPU)
+        return _ON_CPU[blocks >= _WORTH_NO_BLOCKS * whole]
+
+    return answer(f"attention, {dtype}", device, _ON_CPU, trial)
 
 
 def measured_attention(
