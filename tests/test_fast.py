@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,6 +151,52 @@ def test_products_are_those_of_the_library_that_was_chosen(
     layer(x).sum().backward()
     base(x).sum().backward()
     assert asked.count(onednn) == len(asked) > 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_an_adapted_convolution_computes_what_the_plain_one_does(
+    kind: str, order: torch.memory_format, onednn: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    plain = CONVOLUTIONS[kind]().requires_grad_(False).to(dtype)
+    layers = [
+        LoRALayer(base, rank=2, alpha=3.0, generator=torch.Generator().manual_seed(0))
+        for base in (plain, frozen(copy.deepcopy(plain), pack=True, onednn=onednn))
+    ]
+    assert isinstance(layers[1].base, FrozenConv2d)
+    x = torch.randn(2, 8, 9, 7).to(dtype).contiguous(memory_format=order)
+    found = []
+    for layer in layers:
+        random_like([layer.down, layer.up], 1)
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_(True)
+        y = layer(given)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        for _ in range(2):  # twice, as those do who look for what went wrong
+            of = torch.autograd.grad(y, (given, layer.down, layer.up), grad, retain_graph=True)
+        (alone,) = torch.autograd.grad(layer(x), (layer.down,), grad)  # nobody asks for x's
+        found.append((y.detach(), *of, alone))
+    off = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(found[1], found[0], rtol=off, atol=10 * off)
+    assert [g.dtype for g in found[1]] == [g.dtype for g in found[0]]
+
+
+def test_gradients_of_an_adapted_convolution_are_those_of_its_formula() -> None:
+    torch.manual_seed(0)
+    for kernel, stride, padding in ((3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0)):
+        base = frozen(nn.Conv2d(2, 3, kernel, stride, padding).double(), pack=True)
+        assert isinstance(base, FrozenConv2d)
+        draw = torch.Generator().manual_seed(0)
+        layer = LoRALayer(base, rank=2, alpha=3.0, generator=draw).double()
+        random_like([layer.down, layer.up], 1)
+        x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+
+        def compute(x: Tensor, down: Tensor, up: Tensor, layer: LoRALayer = layer) -> Tensor:
+            return torch.func.functional_call(layer, {"down": down, "up": up}, (x,))
+
+        assert torch.autograd.gradcheck(compute, (x, layer.down, layer.up))
 
 
 def test_a_convolution_in_float64_has_the_gradients_of_its_formula() -> None:

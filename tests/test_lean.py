@@ -215,7 +215,8 @@ def test_a_unet_keeps_its_names_and_predicts_the_same(name: str, folders: dict[s
             unet(torch.ones(1, 4, 8, 8), 5, words, added_cond_kwargs=added, return_dict=False)[0]
             for unet in (plain, lean)
         ]
-    assert torch.equal(*predicted)
+    # In the last digits only: on a processor the pictures lie otherwise in memory.
+    torch.testing.assert_close(*predicted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_text_encoder_is_left_as_it_is(folders: dict[str, Path]) -> None:

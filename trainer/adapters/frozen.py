@@ -45,7 +45,9 @@ def matmul(
     if onednn and x_TI.device.type == "cpu" and onednn_computes(x_TI.dtype):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
         return result
-    return F.linear(x_TI, weight_OI, bias_O)
+    y_TO = F.linear(x_TI, weight_OI)
+    # Added as part of the product it would first be copied into each row, of memory as yet unused.
+    return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
 class FrozenLinear(nn.Linear):
@@ -76,10 +78,12 @@ class FrozenConv2d(nn.Conv2d):
     """A convolution that is not trained; see `quicken`.
 
     packs: whether its weight is kept in oneDNN's order, once for each direction. The plain one is
-    then given up at the first use; whoever asks for it gets it put together again.
+    then given up at the first use; whoever asks for it gets it put together again. onednn: as for
+    `matmul`, where it is computed as a linear layer (`is_of_points`).
     """
 
     packs: bool = False
+    onednn: bool = True
     _forward_pack: Tensor | None = None
     _backward_pack: Tensor | None = None
 
@@ -96,6 +100,9 @@ class FrozenConv2d(nn.Conv2d):
 
     def compute(self, x_BIhw: Tensor) -> Tensor:
         """What the layer gives; not differentiable."""
+        if self.is_of_points(x_BIhw):
+            points = Points(self)
+            return as_image(points.compute(as_rows(x_BIhw)), x_BIhw)
         if self._forward_pack is None:
             if not self._packable(x_BIhw):
                 return super().forward(x_BIhw)
@@ -105,6 +112,9 @@ class FrozenConv2d(nn.Conv2d):
 
     def input_gradient(self, grad_BOhw: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of an input of that shape."""
+        if self.is_of_points(grad_BOhw):
+            points = Points(self)
+            return as_image(points.input_gradient(as_rows(grad_BOhw)), grad_BOhw)
         if self._forward_pack is None:
             return conv2d_input(shape, self.weight, grad_BOhw, self.stride, self.padding)
         padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
@@ -143,6 +153,12 @@ class FrozenConv2d(nn.Conv2d):
         )
         return spread
 
+    def is_of_points(self, x: Tensor) -> bool:
+        """Whether to compute it as a linear layer of the points of x: a 1x1 convolution on a
+        processor, whose convolutions leave each point's channels side by side."""
+        pointwise = (self.kernel_size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
+        return pointwise and x.device.type == "cpu"
+
     def _packable(self, x: Tensor) -> bool:
         return (
             self.packs
@@ -150,6 +166,34 @@ class FrozenConv2d(nn.Conv2d):
             and x.dtype == self.weight.dtype
             and onednn_computes(x.dtype)
         )
+
+
+class Points:
+    """A 1x1 convolution as a linear layer, whose rows are the points of all pictures."""
+
+    def __init__(self, layer: FrozenConv2d) -> None:
+        self.weight = layer.weight.flatten(1)
+        self.bias = layer.bias
+        self.onednn = layer.onednn
+
+    def compute(self, x_TI: Tensor) -> Tensor:
+        """What the layer gives, [T, O]; not differentiable."""
+        return matmul(x_TI, self.weight, self.bias, onednn=self.onednn)
+
+    def input_gradient(self, grad_TO: Tensor) -> Tensor:
+        """The gradient of an input, [T, I]."""
+        return matmul(grad_TO, self.weight.t(), onednn=self.onednn)
+
+
+def as_rows(x_BChw: Tensor) -> Tensor:
+    """[B h w, C]; no copy where each point's channels lie side by side (channels-last)."""
+    return x_BChw.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def as_image(x_TC: Tensor, like_Bhw: Tensor) -> Tensor:
+    """What `as_rows` made rows of, [B, C, h, w], with batch, height and width of another image."""
+    batch, _, height, width = like_Bhw.shape
+    return x_TC.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
@@ -162,7 +206,7 @@ def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
         root: a model in its number format already.
         pack: keep the convolutions' weights in oneDNN's order where there is oneDNN, for as much
             memory as they take.
-        onednn: as for `matmul`, of the linear layers' products.
+        onednn: as for `matmul`, of the products of linear layers and 1x1 convolutions.
     """
     for layer in root.modules():
         if type(layer) is nn.Linear and _is_dense(layer.weight):
@@ -170,7 +214,8 @@ def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
             cast("FrozenLinear", layer).onednn = onednn
         elif type(layer) is nn.Conv2d and _is_dense(layer.weight) and _is_simple(layer):
             layer.__class__ = FrozenConv2d
-            cast("FrozenConv2d", layer).packs = pack
+            frozen = cast("FrozenConv2d", layer)
+            frozen.packs, frozen.onednn = pack, onednn
 
 
 def _is_dense(weight: Tensor) -> bool:

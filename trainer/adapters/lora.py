@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.adapters.frozen import FrozenLinear, matmul
+from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, Points, matmul
 from trainer.errors import ModelError
 
 # Gives what a layer is computed of, and what a gradient of that is by what was given.
@@ -77,10 +77,19 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] or [B, I, h, w] -> what the base gives, plus the update."""
         strength = self.scale * self.multiplier
-        as_one = isinstance(self.base, FrozenLinear) and not torch.compiler.is_compiling()
-        if strength != 0 and as_one:
-            updated: Tensor = _Update.apply(x, self.down, self.up, self.base, strength, None)
-            return updated
+        if strength != 0 and not torch.compiler.is_compiling():
+            updated: Tensor
+            if isinstance(self.base, FrozenLinear):
+                updated = _Update.apply(x, self.down, self.up, self.base, strength, None)
+                return updated
+            if isinstance(self.base, FrozenConv2d):
+                if not self.base.is_of_points(x):
+                    updated = _ConvUpdate.apply(x, self.down, self.up, self.base, strength)
+                    return updated
+                rows = x.permute(0, 2, 3, 1)
+                points = Points(self.base)
+                updated = _Update.apply(rows, self.down, self.up, points, strength, None)
+                return updated.permute(0, 3, 1, 2)
         y: Tensor = self.base(x)
         if strength == 0:
             return y
@@ -128,17 +137,19 @@ class _Update(torch.autograd.Function):
         given: Tensor,
         down: Tensor,
         up: Tensor,
-        base: FrozenLinear,
+        base: FrozenLinear | Points,
         strength: float,
         make: Make | None,
     ) -> Tensor:
         x = given if make is None else make(given)[0]
         x_TI = x.flatten(0, -2)
-        down_RI, up_OR = down.to(x.dtype), _scaled(up, strength).to(x.dtype)
+        down_RI = down.to(x.dtype).flatten(1)
+        up_OR = _scaled(up, strength).to(x.dtype).flatten(1)
         hidden_TR = matmul(x_TI, down_RI, onednn=base.onednn)
         y_TO = base.compute(x_TI).addmm_(hidden_TR, up_OR.t())
         ctx.save_for_backward(given, hidden_TR, down_RI, up_OR)
         ctx.base, ctx.strength, ctx.dtype, ctx.make = base, strength, up.dtype, make
+        ctx.shapes = down.shape, up.shape
         return y_TO.unflatten(0, x.shape[:-1])
 
     @staticmethod
@@ -147,7 +158,7 @@ class _Update(torch.autograd.Function):
         given, hidden_TR, down_RI, up_OR = ctx.saved_tensors
         x, gradient = (given, None) if ctx.make is None else ctx.make(given)
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
-        base: FrozenLinear = ctx.base
+        base: FrozenLinear | Points = ctx.base
         grad_TR = matmul(grad_TO, up_OR.t(), onednn=base.onednn)
         grad_up = _scaled((hidden_TR.t() @ grad_TO).t().to(ctx.dtype), ctx.strength)
         grad_down = (grad_TR.t() @ x_TI).to(ctx.dtype)
@@ -157,7 +168,45 @@ class _Update(torch.autograd.Function):
             grad_given = grad_x_TI.unflatten(0, x.shape[:-1])
             if gradient is not None:
                 grad_given = gradient(grad_given)
-        return grad_given, grad_down, grad_up, None, None, None
+        of_down, of_up = ctx.shapes
+        return grad_given, grad_down.view(of_down), grad_up.reshape(of_up), None, None, None
+
+
+class _ConvUpdate(torch.autograd.Function):
+    """A frozen convolution and its update, as one function.
+
+    Kept for the backward pass are the input and the middle of R channels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: FrozenConv2d, strength: float
+    ) -> Tensor:
+        down_RIkk, up_OR11 = down.to(x.dtype), _scaled(up, strength).to(x.dtype)
+        hidden = F.conv2d(x, down_RIkk, None, base.stride, base.padding)
+        ctx.save_for_backward(x, hidden, down_RIkk, up_OR11)
+        ctx.base, ctx.strength, ctx.dtype = base, strength, up.dtype
+        return base.compute(x).add_(F.conv2d(hidden, up_OR11))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, hidden, down_RIkk, up_OR11 = ctx.saved_tensors
+        base: FrozenConv2d = ctx.base
+        backward = torch.ops.aten.convolution_backward
+        at_once = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+        grad_hidden, grad_up, _ = backward(
+            grad, hidden, up_OR11, None, *at_once, (True, True, False)
+        )
+        needs_x = ctx.needs_input_grad[0]
+        steps = (base.stride, base.padding, (1, 1), False, (0, 0), 1)
+        grad_x, grad_down, _ = backward(
+            grad_hidden, x, down_RIkk, None, *steps, (needs_x, True, False)
+        )
+        if needs_x:
+            grad_x = base.input_gradient(grad, x.shape).add_(grad_x)
+        grad_up = _scaled(grad_up.to(ctx.dtype), ctx.strength)
+        return grad_x, grad_down.to(ctx.dtype), grad_up, None, None
 
 
 def _scaled(factor: Tensor, strength: float) -> Tensor:

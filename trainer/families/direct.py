@@ -2,7 +2,9 @@
 
 diffusers' blocks serve many models: an attention layer looks up which arguments its processor takes
 whenever it is called, and a residual block divides by a factor that is 1. In a small model, or on a
-fast GPU, such things are a good part of a step. These here compute the same numbers, bit for bit.
+fast GPU, such things are a good part of a step. These here compute the same numbers, each block bit
+for bit; a whole UNet but for rounding, since on a processor its pictures lie in memory as its
+convolutions leave them, each point's channels side by side, and sums are taken in another order.
 
 Shapes: B pictures, C and O channels, T tokens, S tokens of the context, D its width.
 """
@@ -11,10 +13,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Of the quick GELU.
+_STEEPNESS = 1.702
 
 
 class DirectAttention(Attention):
@@ -66,6 +75,33 @@ class SdpaProcessor(AttnProcessor2_0):
         return result
 
 
+class DirectTransformer(Transformer2DModel):
+    """A UNet's transformer, whose result on a processor lies as its tokens do, and as the
+    processor's convolutions leave theirs; see `go_direct`."""
+
+    def _get_output_for_continuous_inputs(
+        self,
+        hidden_states: Tensor,
+        residual: Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        inner_dim: int,
+    ) -> Tensor:
+        """[B, T, C] and what went in, [B, O, h, w] -> [B, O, h, w]."""
+        if hidden_states.device.type != "cpu":
+            whole: Tensor = super()._get_output_for_continuous_inputs(
+                hidden_states, residual, batch_size, height, width, inner_dim
+            )
+            return whole
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        image = hidden_states.reshape(batch_size, height, width, -1).permute(0, 3, 1, 2)
+        if not self.use_linear_projection:
+            image = self.proj_out(image)
+        return image + residual
+
+
 class DirectResnet(ResnetBlock2D):
     """A residual block of Stable Diffusion's kind; see `go_direct`."""
 
@@ -86,6 +122,28 @@ class DirectResnet(ResnetBlock2D):
         return F.silu(norm(x_BChw))
 
 
+class DirectGEGLU(GEGLU):
+    """The first half of a feed-forward layer, whose gradient is written where it belongs; see
+    `go_direct`. A compiler is given the plain one."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, G]."""
+        if torch.compiler.is_compiling():
+            plain: Tensor = super().forward(hidden_states)
+            return plain
+        gated: Tensor = _Gated.apply(self.proj(hidden_states))
+        return gated
+
+
+class DirectQuickGELU(nn.Module):
+    """x sigmoid(1.702 x) (Hendrycks and Gimpel, arXiv 1606.08415) as silu(1.702 x) / 1.702, whose
+    gradient is one operation; see `go_direct_in_text`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = _QuickGELU.apply(input)
+        return y
+
+
 def go_direct(model: nn.Module) -> None:
     """Let the blocks of a frozen model do no more than they have to.
 
@@ -97,6 +155,65 @@ def go_direct(model: nn.Module) -> None:
             block.__class__ = DirectResnet
         elif type(block) is Attention and _is_simple(block):
             block.__class__ = DirectAttention
+        elif type(block) is Transformer2DModel and block.is_input_continuous:
+            block.__class__ = DirectTransformer
+        elif type(block) is GEGLU:
+            block.__class__ = DirectGEGLU
+
+
+def go_direct_in_text(encoder: nn.Module) -> None:
+    """`go_direct` for a text encoder; its numbers are the same but for rounding."""
+    from transformers.activations import QuickGELUActivation
+
+    for module in encoder.modules():
+        if type(module) is QuickGELUActivation:
+            module.__class__ = DirectQuickGELU
+
+
+def gate_gradient(projected: Tensor, opened: Tensor, room: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a gate's input; opened: gelu of its second half; room: as large, and
+    overwritten. It may be `opened`."""
+    value, switch = projected.chunk(2, dim=-1)
+    result = torch.empty_like(projected)
+    of_value, of_switch = result.chunk(2, dim=-1)
+    # Both halves are written where they belong.
+    torch.mul(grad, opened, out=of_value)
+    torch.mul(grad, value, out=room)
+    torch.ops.aten.gelu_backward.grad_input(room, switch, grad_input=of_switch)
+    return result
+
+
+class _Gated(torch.autograd.Function):
+    """value * gelu(switch) of the two halves (GEGLU, Shazeer, arXiv 2002.05202)."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor) -> Tensor:
+        value, switch = projected.chunk(2, dim=-1)
+        opened = F.gelu(switch)
+        ctx.save_for_backward(projected, opened)
+        return value * opened
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        projected, opened = ctx.saved_tensors
+        # Kept for another pass, so not to be overwritten.
+        return gate_gradient(projected, opened, torch.empty_like(opened), grad)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        steeper = x * _STEEPNESS
+        ctx.save_for_backward(steeper)
+        return F.silu(steeper).mul_(1 / _STEEPNESS)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (steeper,) = ctx.saved_tensors
+        gradient: Tensor = torch.ops.aten.silu_backward(grad, steeper)
+        return gradient
 
 
 def is_usual(block: Any) -> bool:

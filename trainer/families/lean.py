@@ -23,7 +23,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.families.direct import DirectResnet, is_usual
+from trainer.families.direct import DirectResnet, gate_gradient, is_usual
 
 
 class LeanResnet(DirectResnet):
@@ -115,7 +115,7 @@ def gate(projected_BTGG: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     not differentiable."""
     value, switch = projected_BTGG.chunk(2, dim=-1)
     opened = F.gelu(switch)
-    return value * opened, partial(_gate_gradient, projected_BTGG, opened)
+    return value * opened, partial(gate_gradient, projected_BTGG, opened, opened)
 
 
 def _is_gated(block: Any) -> bool:
@@ -165,16 +165,5 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (projected,) = ctx.saved_tensors
-        return _gate_gradient(projected, F.gelu(projected.chunk(2, dim=-1)[1]), grad)
-
-
-def _gate_gradient(projected: Tensor, opened: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of a gate's input; opened: gelu of its second half, which is overwritten."""
-    value, switch = projected.chunk(2, dim=-1)
-    result = torch.empty_like(projected)
-    of_value, of_switch = result.chunk(2, dim=-1)
-    # Both halves are written where they belong.
-    torch.mul(grad, opened, out=of_value)
-    torch.mul(grad, value, out=opened)
-    torch.ops.aten.gelu_backward.grad_input(opened, switch, grad_input=of_switch)
-    return result
+        opened = F.gelu(projected.chunk(2, dim=-1)[1])
+        return gate_gradient(projected, opened, opened, grad)

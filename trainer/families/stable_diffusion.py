@@ -137,6 +137,7 @@ class StableDiffusion:
         self, name: str, module: Any, prompting: Prompting, options: LoadOptions, said: list[str]
     ) -> Any:
         """A module that was just read, made as the options want it."""
+        from trainer.families.direct import go_direct_in_text
         from trainer.families.quantize import pack_weights
 
         module.eval().requires_grad_(False)
@@ -154,6 +155,8 @@ class StableDiffusion:
             require_layer(module, prompting)
             if options.attention == "eager":
                 module.set_attn_implementation("eager")
+            if options.blocks != "plain":
+                go_direct_in_text(module)
         if options.finish is not None:
             options.finish(module)
         return module
