@@ -20,8 +20,9 @@ from tests.tiny import TINY_BASES, save_tiny
 from trainer.adapters import frozen as frozen_module
 from trainer.adapters import lora as lora_module
 from trainer.adapters.attach import attach
-from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, onednn_computes, quicken
+from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, quicken
 from trainer.adapters.lora import LoRALayer
+from trainer.adapters.products import matmul, onednn_computes
 from trainer.families import Backbone
 from trainer.training.learner import Learner
 from trainer.training.state import newest_checkpoint, restore, save_checkpoint
@@ -36,15 +37,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def fast_learner(
-    folder: Path, recipe: Recipe, *, pack: bool = True, onednn: bool = True, **options: object
+    folder: Path,
+    recipe: Recipe,
+    *,
+    pack: bool = True,
+    onednn: bool = True,
+    widen: bool = False,
+    **options: object,
 ) -> Learner:
-    backbone = quick(load_backbone(folder, **options), pack=pack, onednn=onednn)
+    backbone = quick(load_backbone(folder, **options), pack=pack, onednn=onednn, widen=widen)
     return make_learner(backbone, recipe)
 
 
-def quick(backbone: Backbone, *, pack: bool = True, onednn: bool = True) -> Backbone:
+def quick(
+    backbone: Backbone, *, pack: bool = True, onednn: bool = True, widen: bool = False
+) -> Backbone:
     for component in backbone.components.values():
-        quicken(component, pack=pack, onednn=onednn)
+        quicken(component, pack=pack, onednn=onednn, widen=widen)
     return backbone
 
 
@@ -136,11 +145,10 @@ def test_products_are_those_of_the_library_that_was_chosen(
     onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    products = frozen_module.matmul
 
     def watched(x: Tensor, weight: Tensor, *bias: Tensor, onednn: bool = True) -> Tensor:
         asked.append(onednn)
-        return products(x, weight, *bias, onednn=onednn)
+        return matmul(x, weight, *bias, onednn=onednn)
 
     for module in (frozen_module, lora_module):
         monkeypatch.setattr(module, "matmul", watched)
@@ -206,6 +214,60 @@ def test_a_convolution_in_float64_has_the_gradients_of_its_formula() -> None:
     for stride in (1, 2):
         layer = frozen(nn.Conv2d(2, 3, 3, stride, padding=1).double(), pack=True)
         assert torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("kind", [*CONVOLUTIONS, "linear"])
+def test_a_layer_in_bfloat16_may_compute_in_float32(kind: str, many: bool) -> None:
+    """Its products are then those of float32, of the numbers that bfloat16 has, and all that it is
+    asked for is as it was."""
+    torch.manual_seed(0)
+    plain = (CONVOLUTIONS[kind]() if kind != "linear" else nn.Linear(8, 12)).requires_grad_(False)
+    plain = plain.to(torch.bfloat16)
+    weight = plain.weight.clone()
+    side = 20 if many else 3
+    x = torch.randn(side * side, 8) if kind == "linear" else torch.randn(1, 8, side, side)
+    x = x.to(torch.bfloat16)
+    single = copy.deepcopy(plain).float()
+    model = nn.Sequential(plain).requires_grad_(False)
+    quicken(model, pack=True, onednn=False, widen=True)
+    layer = model[0]
+    assert isinstance(layer, FrozenLinear | FrozenConv2d)
+    given, wide = x.clone().requires_grad_(True), x.float().requires_grad_(True)
+    y, wanted = layer(given), single(wide)
+    grad = torch.randn(y.shape).to(torch.bfloat16)
+    (of_x,) = torch.autograd.grad(y, given, grad)
+    (wanted_x,) = torch.autograd.grad(wanted, wide, grad.float())
+    assert (y.dtype, of_x.dtype) == (torch.bfloat16, torch.bfloat16)
+    off = 2**-8 if many else 2**-5  # one rounding, or those of every step of a sum
+    torch.testing.assert_close(y.float(), wanted, rtol=off, atol=off / 4)
+    torch.testing.assert_close(of_x.float(), wanted_x, rtol=off, atol=off / 4)
+    assert torch.equal(layer.weight, weight)
+    assert len(list(model.modules())) == 2
+    # With few rows again it computes as if it had never seen many.
+    few = x[:3] if kind == "linear" else x[..., :3, :3]
+    fresh = frozen(copy.deepcopy(single).to(torch.bfloat16), pack=True, onednn=False)
+    assert torch.equal(layer(few), fresh(few))
+
+
+def test_a_run_that_computes_in_float32_goes_on_bit_for_bit(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widened layers compute as a function of their input alone, whatever came before."""
+    monkeypatch.setattr(frozen_module, "_MANY_ROWS", 8)
+    monkeypatch.setattr(frozen_module, "_MANY_POINTS", 16)
+
+    made: list[Backbone] = []
+
+    def wide() -> Learner:
+        backbone = load_backbone(folders["sd1"], dtype=torch.bfloat16)
+        made.append(quick(backbone, onednn=False, widen=True))
+        return make_learner(backbone, Recipe(sizes=((8, 8), (8, 8), (8, 16))))
+
+    goes_on_bit_for_bit(wide, tmp_path)
+    layers = [*made[-1].components["unet"].modules()]
+    assert sum(getattr(layer, "_wide", None) is not None for layer in layers) > 10
+    assert sum(bool(getattr(layer, "_twin", ())) for layer in layers) > 5
 
 
 @pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="no bfloat16 in oneDNN here")
@@ -338,6 +400,17 @@ def test_twenty_steps_by_the_other_library_have_them_too(folders: dict[str, Path
 @pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="no bfloat16 in oneDNN here")
 def test_twenty_steps_in_bfloat16_are_near_the_plain_path(folders: dict[str, Path]) -> None:
     are_near_the_plain_path_in_bfloat16(fast_learner, folders["sd1"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="no bfloat16 in oneDNN here")
+def test_twenty_steps_in_bfloat16_that_compute_in_float32_are_near_the_plain_path(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_module, "_MANY_ROWS", 8)
+    monkeypatch.setattr(frozen_module, "_MANY_POINTS", 16)
+    wide = partial(fast_learner, onednn=False, widen=True, attention="sdpa-fp32")
+    are_near_the_plain_path_in_bfloat16(wide, folders["sd1"])
 
 
 @pytest.mark.parametrize("targets", ["attention+ff", "all"])

@@ -38,9 +38,15 @@ from trainer.families.attention import (
 from trainer.families.backbone import set_attention
 from trainer.families.detect import first_attention, inspect_base
 from trainer.training import device as device_module
+from trainer.training import processor, trials
 from trainer.training import session as session_module
-from trainer.training import trials
-from trainer.training.device import Device, Kept, choose_device, measured_attention
+from trainer.training.device import (
+    Device,
+    Kept,
+    choose_device,
+    finish_for,
+    measured_attention,
+)
 from trainer.training.learner import Learner
 from trainer.training.loop import train
 from trainer.training.state import newest_checkpoint, restore, save_checkpoint
@@ -174,7 +180,9 @@ def test_the_comparison_sees_a_gradient_that_is_wrong() -> None:
 # --- attention
 
 
-@pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math", "blockwise", "eager"])
+@pytest.mark.parametrize(
+    "name", ["sdpa", "sdpa-flash", "sdpa-math", "sdpa-fp32", "blockwise", "eager"]
+)
 def test_every_attention_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
     sizes = (SHAPE.pictures, SHAPE.heads, SHAPE.tokens, SHAPE.head_width)
@@ -346,7 +354,7 @@ def test_a_processor_computes_in_bfloat16_where_that_is_quicker(
     seconds = {(torch.float32, True): quicker + 1, (torch.float32, False): quicker}
     seconds[torch.bfloat16, True] = 1.0
     measured = lambda dtype, width, onednn: seconds[dtype, onednn]  # noqa: E731
-    monkeypatch.setattr(device_module, "_product_seconds", measured)
+    monkeypatch.setattr(processor, "product_seconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
     assert choose_device("cpu", "auto", "sdpa", width=width).precision == wanted
     assert choose_device("cpu", "fp32", "sdpa", width=width).precision == "fp32"
@@ -368,8 +376,8 @@ def test_a_processor_takes_the_products_of_the_quicker_library(
     own_takes: float, able: bool, wanted: str, monkeypatch: pytest.MonkeyPatch, untried: None
 ) -> None:
     measured = lambda dtype, width, onednn: 1.0 if onednn else own_takes  # noqa: E731
-    monkeypatch.setattr(device_module, "_product_seconds", measured)
-    monkeypatch.setattr(device_module, "onednn_computes", lambda dtype: able)
+    monkeypatch.setattr(processor, "product_seconds", measured)
+    monkeypatch.setattr(processor, "onednn_computes", lambda dtype: able)
     chosen = choose_device("cpu", "fp32", "sdpa")
     assert chosen.products == wanted
     assert Kept.of({"attention": "sdpa", "precision": "fp32", "products": wanted}) == chosen.kept
@@ -380,6 +388,44 @@ def test_a_processor_takes_the_products_of_the_quicker_library(
     assert choose_device("cpu", "bf16", "sdpa").products == "onednn"
 
 
+@pytest.mark.parametrize(
+    ("bf16_takes", "able", "width", "wanted"),
+    [
+        (2.0, True, SD_WIDTH, "wide-pytorch"),
+        (1.2, True, SD_WIDTH, "onednn"),
+        (0.5, True, SD_WIDTH, "onednn"),
+        (2.0, True, 64, "onednn"),
+        (2.0, False, SD_WIDTH, "onednn"),
+    ],
+)
+def test_bfloat16_takes_products_of_float32_where_these_are_quicker(
+    bf16_takes: float,
+    able: bool,
+    width: int,
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+    untried: None,
+) -> None:
+    def measured(dtype: torch.dtype, width: int, onednn: bool) -> float:
+        return bf16_takes if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(processor, "product_seconds", measured)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    chosen = choose_device("cpu", "bf16", "sdpa", width=width)
+    assert chosen.products == wanted
+    for kept in ("onednn", "wide-pytorch", "wide-onednn"):
+        again = choose_device("cpu", "bf16", "sdpa", width=width, kept=Kept("sdpa", "bf16", kept))
+        assert again.products == kept
+    wide = wanted.startswith(processor.WIDE)
+    for fast, widens in (("on", wide), ("lean", False)):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 3)).requires_grad_(False)
+        finish = finish_for(fast, chosen)
+        assert finish is not None
+        finish(model)
+        assert [layer.widens for layer in model] == [widens, widens]
+        assert [layer.onednn for layer in model] == [not wide, not wide]
+
+
 def test_runs_of_earlier_versions_had_the_products_of_onednn() -> None:
     assert Kept.of({"attention": "sdpa", "precision": "fp32"}) == Kept("sdpa", "fp32", "onednn")
 
@@ -388,7 +434,7 @@ def test_the_trial_of_number_formats_leaves_the_threads_as_they_are() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert device_module._product_seconds(torch.float32, 320, True) > 0
+        assert processor.product_seconds(torch.float32, 320, True) > 0
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -413,15 +459,27 @@ def test_on_a_gpu_the_number_format_is_kept_where_it_can_be(
 
 
 @pytest.mark.parametrize(
-    ("sdpa_takes", "quickest"), [(2.0, "blockwise"), (0.9, "blockwise"), (0.5, "sdpa")]
+    ("sdpa_takes", "wide_takes", "quickest"),
+    [
+        (2.0, 2.0, "blockwise"),
+        (0.9, 0.9, "blockwise"),
+        (0.5, 0.6, "sdpa"),
+        (0.9, 0.5, "sdpa-fp32"),
+    ],
 )
 def test_a_processor_with_bfloat16_takes_the_quicker_attention(
-    sdpa_takes: float, quickest: str, monkeypatch: pytest.MonkeyPatch, untried: None
+    sdpa_takes: float,
+    wide_takes: float,
+    quickest: str,
+    monkeypatch: pytest.MonkeyPatch,
+    untried: None,
 ) -> None:
-    def measured(name: str, *_: object) -> float:
-        return sdpa_takes if name == "sdpa" else 1.0
+    takes = {"blockwise": 1.0, "sdpa": sdpa_takes, "sdpa-fp32": wide_takes}
 
-    monkeypatch.setattr(device_module, "milliseconds", measured)
+    def measured(name: str, *_: object) -> float:
+        return takes[name]
+
+    monkeypatch.setattr(processor, "milliseconds", measured)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert choose_device("cpu", "bf16", "auto", shape=SHAPE).attention == quickest
     assert (
@@ -487,7 +545,7 @@ def test_a_run_keeps_its_number_format(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(device_module, "_LARGE", 1)
-        patch.setattr(device_module, "_bf16_is_quicker", lambda: True)
+        patch.setattr(processor, "quicker_format", lambda: "bf16")
         train("run.stop_at_step=2", "model.precision=auto").done()
     train("--resume", "run.stop_at_step=0").done()
     checkpoint, _ = newest_checkpoint(tmp_path / "out" / "checkpoints")

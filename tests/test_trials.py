@@ -11,8 +11,7 @@ import torch
 
 from tests.runs import Outcome, same_tensors, tensors_of
 from trainer.data.publish import publish
-from trainer.training import device as device_module
-from trainer.training import trials
+from trainer.training import processor, trials
 from trainer.training.trials import answer
 
 CPU = torch.device("cpu")
@@ -163,8 +162,8 @@ def test_two_runs_give_the_same_file_whichever_way_is_quicker_meanwhile(
             asked.append(of)
             return 1.0 + 9 * ((of[-1] is True or of[0] == "blockwise") == (turn == 0))
 
-        monkeypatch.setattr(device_module, "_product_seconds", seconds)
-        monkeypatch.setattr(device_module, "milliseconds", seconds)
+        monkeypatch.setattr(processor, "product_seconds", seconds)
+        monkeypatch.setattr(processor, "milliseconds", seconds)
         train(*words, output=tmp_path / name).done()
         if turn == 0:
             assert asked

@@ -10,68 +10,52 @@ The results are those of the plain layers but for rounding. T rows; I, O input a
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-# What oneDNN's operators raise where they are not built in or do not know the number format.
-_NOT_THERE = (AttributeError, NotImplementedError, RuntimeError)
+from trainer.adapters.products import convolution, matmul, onednn_computes, reordered
 
-
-@functools.cache
-def onednn_computes(dtype: torch.dtype) -> bool:
-    """Whether this processor computes with oneDNN's own operators in a number format: by trying."""
-    x_TI, w_OI = torch.ones(4, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
-    image, kernel = torch.ones(1, 16, 4, 4, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype)
-    at_once = (0, 0), (1, 1)
-    try:
-        y_TO = torch.ops.mkldnn._linear_pointwise(x_TI, w_OI.t(), None, "none", [], "")
-        drawn = _convolution(image, _packed(kernel, image.shape, *at_once), None, *at_once)
-    except _NOT_THERE:
-        return False
-    return bool((y_TO == 16).all()) and bool((drawn == 16).all())
-
-
-def matmul(
-    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, onednn: bool = True
-) -> Tensor:
-    """x W^T + b, [T, O]; not differentiable. On processors by oneDNN where it is to be had, which
-    takes half the time of other libraries on some; or, without `onednn`, as PyTorch has it."""
-    if onednn and x_TI.device.type == "cpu" and onednn_computes(x_TI.dtype):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
-        return result
-    y_TO = F.linear(x_TI, weight_OI)
-    # Added as part of the product it would first be copied into each row, of memory as yet unused.
-    return y_TO if bias_O is None else y_TO.add_(bias_O)
+# From so many rows on, computing takes longer than reading the weight: those of a linear layer,
+# whose weight serves both directions, and of a convolution, which needs it twice. The convolutions
+# that see fewer, deep in a UNet, hold most of its weights.
+_MANY_ROWS, _MANY_POINTS = 64, 256
 
 
 class FrozenLinear(nn.Linear):
     """A linear layer that is not trained; see `quicken`. A compiler finds by itself what need not
     be kept, and is given the plain layer.
 
-    onednn: as for `matmul`, of its products and of those of an adapter on it.
+    onednn: as for `matmul`, of its products and of those of an adapter on it. widens: as for
+    `quicken`; the weight is then kept in float32 alone from the first use on, and whoever asks for
+    it gets it as it was.
     """
 
     onednn: bool = True
+    widens: bool = False
+    _wide: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self._wide is not None:
+            return self._wide.to(torch.bfloat16)
+        return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_trained(self) or torch.compiler.is_compiling():
+        if (self._wide is None and _is_trained(self)) or torch.compiler.is_compiling():
             return super().forward(input)
         y: Tensor = _Linear.apply(input, self)
         return y
 
     def compute(self, x_TI: Tensor) -> Tensor:
         """What the layer gives, [T, O]; not differentiable."""
-        return matmul(x_TI, self.weight, self.bias, onednn=self.onednn)
+        return _product(self, x_TI)
 
     def input_gradient(self, grad_TO: Tensor) -> Tensor:
         """The gradient of an input, [T, I]."""
-        return matmul(grad_TO, self.weight.t(), onednn=self.onednn)
+        return _product(self, grad_TO, backward=True)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -79,11 +63,15 @@ class FrozenConv2d(nn.Conv2d):
 
     packs: whether its weight is kept in oneDNN's order, once for each direction. The plain one is
     then given up at the first use; whoever asks for it gets it put together again. onednn: as for
-    `matmul`, where it is computed as a linear layer (`is_of_points`).
+    `matmul`, where it is computed as a linear layer (`is_of_points`). widens: as for `quicken`.
     """
 
     packs: bool = False
     onednn: bool = True
+    widens: bool = False
+    _wide: Tensor | None = None
+    # The same in float32; in a tuple, where it is none of the model's modules.
+    _twin: tuple[FrozenConv2d, ...] = ()
     _forward_pack: Tensor | None = None
     _backward_pack: Tensor | None = None
 
@@ -103,18 +91,24 @@ class FrozenConv2d(nn.Conv2d):
         if self.is_of_points(x_BIhw):
             points = Points(self)
             return as_image(points.compute(as_rows(x_BIhw)), x_BIhw)
+        if self.widens and _is_narrow(x_BIhw) and x_BIhw[:, 0].numel() >= _MANY_POINTS:
+            return self._in_float32().compute(x_BIhw.float()).to(x_BIhw.dtype)
         if self._forward_pack is None:
             if not self._packable(x_BIhw):
                 return super().forward(x_BIhw)
-            self._forward_pack = _packed(self.weight, x_BIhw.shape, self.padding, self.stride)
+            self._forward_pack = reordered(self.weight, x_BIhw.shape, self.padding, self.stride)
             del self.weight
-        return _convolution(x_BIhw, self._forward_pack, self.bias, self.padding, self.stride)
+        return convolution(x_BIhw, self._forward_pack, self.bias, self.padding, self.stride)
 
     def input_gradient(self, grad_BOhw: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of an input of that shape."""
         if self.is_of_points(grad_BOhw):
             points = Points(self)
             return as_image(points.input_gradient(as_rows(grad_BOhw)), grad_BOhw)
+        points_in = shape[0] * shape[2] * shape[3]
+        if self.widens and _is_narrow(grad_BOhw) and points_in >= _MANY_POINTS:
+            twin = self._in_float32()
+            return twin.input_gradient(grad_BOhw.float(), shape).to(grad_BOhw.dtype)
         if self._forward_pack is None:
             return conv2d_input(shape, self.weight, grad_BOhw, self.stride, self.padding)
         padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
@@ -124,8 +118,8 @@ class FrozenConv2d(nn.Conv2d):
         rows, columns = (k - 1 - p for k, p in zip(self.kernel_size, padding, strict=True))
         if self._backward_pack is None:
             turned = self.weight.transpose(0, 1).flip(2, 3).contiguous()
-            self._backward_pack = _packed(turned, grad_BOhw.shape, (rows, columns), (1, 1))
-        return _convolution(grad_BOhw, self._backward_pack, None, (rows, columns), (1, 1))
+            self._backward_pack = reordered(turned, grad_BOhw.shape, (rows, columns), (1, 1))
+        return convolution(grad_BOhw, self._backward_pack, None, (rows, columns), (1, 1))
 
     def _spread(self, grad_BOhw: Tensor, shape: torch.Size, padding: tuple[int, int]) -> Tensor:
         """The gradient where the kernel moves by more than one: a transposed convolution. What the
@@ -159,6 +153,22 @@ class FrozenConv2d(nn.Conv2d):
         pointwise = (self.kernel_size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
         return pointwise and x.device.type == "cpu"
 
+    def _in_float32(self) -> FrozenConv2d:
+        if not self._twin:
+            # `quicken` takes kernels of two sides alone, and none whose padding has a name.
+            kernel, stride, padding = (
+                cast("tuple[int, int]", how)
+                for how in (self.kernel_size, self.stride, self.padding)
+            )
+            sizes = (self.in_channels, self.out_channels, kernel)
+            twin = FrozenConv2d(*sizes, stride, padding, bias=False, device="meta")
+            twin.weight = nn.Parameter(self.weight.detach().float(), requires_grad=False)
+            if self.bias is not None:
+                twin.bias = nn.Parameter(self.bias.detach().float(), requires_grad=False)
+            twin.packs = self.packs
+            self._twin = (twin,)
+        return self._twin[0]
+
     def _packable(self, x: Tensor) -> bool:
         return (
             self.packs
@@ -172,17 +182,16 @@ class Points:
     """A 1x1 convolution as a linear layer, whose rows are the points of all pictures."""
 
     def __init__(self, layer: FrozenConv2d) -> None:
-        self.weight = layer.weight.flatten(1)
-        self.bias = layer.bias
+        self.layer = layer
         self.onednn = layer.onednn
 
     def compute(self, x_TI: Tensor) -> Tensor:
         """What the layer gives, [T, O]; not differentiable."""
-        return matmul(x_TI, self.weight, self.bias, onednn=self.onednn)
+        return _product(self.layer, x_TI)
 
     def input_gradient(self, grad_TO: Tensor) -> Tensor:
         """The gradient of an input, [T, I]."""
-        return matmul(grad_TO, self.weight.t(), onednn=self.onednn)
+        return _product(self.layer, grad_TO, backward=True)
 
 
 def as_rows(x_BChw: Tensor) -> Tensor:
@@ -196,7 +205,7 @@ def as_image(x_TC: Tensor, like_Bhw: Tensor) -> Tensor:
     return x_TC.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
+def quicken(root: nn.Module, *, pack: bool, onednn: bool = True, widen: bool = False) -> None:
     """Let the linear and convolution layers of a frozen model be computed as frozen ones.
 
     The modules, their names and their weights stay what they are; only how they compute changes.
@@ -207,15 +216,41 @@ def quicken(root: nn.Module, *, pack: bool, onednn: bool = True) -> None:
         pack: keep the convolutions' weights in oneDNN's order where there is oneDNN, for as much
             memory as they take.
         onednn: as for `matmul`, of the products of linear layers and 1x1 convolutions.
+        widen: let layers in bfloat16 compute in float32 on a processor where they have much to
+            compute, for twice the memory of these layers' weights.
     """
     for layer in root.modules():
         if type(layer) is nn.Linear and _is_dense(layer.weight):
             layer.__class__ = FrozenLinear
-            cast("FrozenLinear", layer).onednn = onednn
+            linear = cast("FrozenLinear", layer)
+            linear.onednn, linear.widens = onednn, widen
         elif type(layer) is nn.Conv2d and _is_dense(layer.weight) and _is_simple(layer):
             layer.__class__ = FrozenConv2d
             frozen = cast("FrozenConv2d", layer)
-            frozen.packs, frozen.onednn = pack, onednn
+            frozen.packs, frozen.onednn, frozen.widens = pack, onednn, widen
+
+
+def _product(layer: FrozenLinear | FrozenConv2d, rows: Tensor, *, backward: bool = False) -> Tensor:
+    """What a linear layer, or a 1x1 convolution, makes of rows of inputs, [T, O]; or, backward, the
+    inputs' gradients of rows of gradients, [T, I]."""
+    if layer.widens and _is_narrow(rows) and len(rows) >= _MANY_ROWS:
+        if layer._wide is None:
+            wide = layer.weight.detach().flatten(1).float()
+            if isinstance(layer, FrozenLinear):
+                del layer.weight
+            layer._wide = wide
+        weight_OI = layer._wide
+    else:
+        weight_OI = layer.weight.flatten(1)
+    dtype, rows = rows.dtype, rows.to(weight_OI.dtype)
+    if backward:
+        return matmul(rows, weight_OI.t(), onednn=layer.onednn).to(dtype)
+    bias = None if layer.bias is None else layer.bias.to(weight_OI.dtype)
+    return matmul(rows, weight_OI, bias, onednn=layer.onednn).to(dtype)
+
+
+def _is_narrow(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def _is_dense(weight: Tensor) -> bool:
@@ -233,24 +268,6 @@ def _is_simple(layer: nn.Conv2d) -> bool:
 
 def _is_trained(layer: nn.Linear | nn.Conv2d) -> bool:
     return layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
-
-
-def _packed(weight: Tensor, shape: torch.Size, padding: Any, stride: Any) -> Tensor:
-    """A convolution's weight in the order that oneDNN wants for inputs of a shape. In that order
-    it serves those of other shapes just as well, as far as could be measured."""
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight.detach(), padding, stride, (1, 1), 1, list(shape)
-    )
-    return packed
-
-
-def _convolution(
-    x: Tensor, packed: Tensor, bias: Tensor | None, padding: Any, stride: Any
-) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, padding, stride, (1, 1), 1, "none", [], ""
-    )
-    return y
 
 
 class _Linear(torch.autograd.Function):

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, Points, matmul
+from trainer.adapters.frozen import FrozenConv2d, FrozenLinear, Points
+from trainer.adapters.products import matmul
 from trainer.errors import ModelError
 
 # Gives what a layer is computed of, and what a gradient of that is by what was given.

@@ -87,14 +87,15 @@ class ModelSettings(Section):
         "sdpa-cudnn",
         "sdpa-efficient",
         "sdpa-math",
+        "sdpa-fp32",
         "blockwise",
         "eager",
     ] = setting(
         "auto",
         "what computes the UNet's attention: xformers, PyTorch's own (sdpa, which chooses among "
-        "its kernels, or one of these), our own for processors (blockwise) or plain steps (eager); "
-        "auto = the fastest of those that work, measured at the start, on an NVIDIA GPU and in "
-        "bf16, else sdpa",
+        "its kernels, or one of these; sdpa-fp32 computes in fp32 in any precision), our own for "
+        "processors (blockwise) or plain steps (eager); auto = the fastest of those that work, "
+        "measured at the start, on an NVIDIA GPU and in bf16, else sdpa",
     )
     fast: Literal["on", "lean", "off"] = setting(
         "on",

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.families import BaseFacts
 from trainer.families.blockwise import attend_blockwise
+from trainer.families.wide import attend_in_float32
 from trainer.types import Size
 
 # PyTorch's kernels by the names that settings have for them. Plain "sdpa" lets it choose.
@@ -31,7 +32,7 @@ KERNELS: Mapping[str, SDPBackend] = {
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "sdpa-math": SDPBackend.MATH,
 }
-NAMES = ("xformers", "sdpa", *KERNELS, "blockwise", "eager")
+NAMES = ("xformers", "sdpa", *KERNELS, "sdpa-fp32", "blockwise", "eager")
 # What a machine may lack raises one of these, a kernel that does not take the numbers too.
 _FAILURES = (ImportError, OSError, NotImplementedError, RuntimeError, ValueError)
 _ROUNDS = 10
@@ -93,6 +94,8 @@ def attend(attention: str, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Te
         q, k, v = (x.transpose(1, 2).flatten(2) for x in (q_BHTE, k_BHTE, v_BHTE))
         blocks = attend_blockwise(q, k, v, q_BHTE.shape[1])
         return blocks.unflatten(-1, (q_BHTE.shape[1], -1)).transpose(1, 2)
+    if attention == "sdpa-fp32":
+        return attend_in_float32(q_BHTE, k_BHTE, v_BHTE)
     if attention == "sdpa":
         return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE)
     with sdpa_kernel(KERNELS[attention]):

@@ -286,8 +286,8 @@ def set_attention(unet: Any, attention: str) -> None:
         unet.set_attn_processor(BlockwiseProcessor())
     elif attention == "eager":
         unet.set_attn_processor(processors.AttnProcessor())
-    elif attention == "sdpa":
-        unet.set_attn_processor(SdpaProcessor())
+    elif attention in ("sdpa", "sdpa-fp32"):
+        unet.set_attn_processor(SdpaProcessor(in_float32=attention == "sdpa-fp32"))
     else:
         kernel = KERNELS[attention]
         unet.set_attn_processor(WithKernel(SdpaProcessor(), kernel))

@@ -22,6 +22,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.families.wide import attend_in_float32
+
 # Of the quick GELU.
 _STEEPNESS = 1.702
 
@@ -48,7 +50,14 @@ class DirectAttention(Attention):
 
 class SdpaProcessor(AttnProcessor2_0):
     """PyTorch's attention as `DirectAttention` calls it; for layers with more than Stable
-    Diffusion's have, what diffusers makes of it."""
+    Diffusion's have, what diffusers makes of it.
+
+    in_float32: compute in float32 whatever the number format is.
+    """
+
+    def __init__(self, *, in_float32: bool = False) -> None:
+        super().__init__()
+        self.attend = attend_in_float32 if in_float32 else F.scaled_dot_product_attention
 
     def __call__(
         self,
@@ -69,7 +78,7 @@ class SdpaProcessor(AttnProcessor2_0):
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         count, heads = len(q), attn.heads
         q, k, v = (x.view(count, x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = self.attend(q, k, v).transpose(1, 2).flatten(2)
         # What follows in `to_out`, a dropout, is off.
         result: Tensor = attn.to_out[0](mixed)
         return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +11,17 @@ import torch
 from torch import nn
 
 from trainer.adapters.attach import attach
-from trainer.adapters.frozen import matmul, onednn_computes, quicken
+from trainer.adapters.frozen import quicken
 from trainer.errors import DeviceError
 from trainer.families import quantize
 from trainer.families.attention import NAMES, AttentionShape, milliseconds, why_not
+from trainer.training import processor
 from trainer.training.trials import answer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is measured on a GPU; "sdpa" is what PyTorch makes of the same kernels without measuring,
 # "sdpa-math" and "eager" are slower than all of them and take far more memory.
 MEASURED = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "xformers")
-# On a processor that computes in bfloat16; in float32 "sdpa" is as quick. The second is taken
-# where the first takes so many times as long.
-_ON_CPU = ("blockwise", "sdpa")
-_WORTH_NO_BLOCKS = 1.2
-# Measured on so little there, for the larger the quicker blocks are in comparison.
-_SMALL = AttentionShape(tokens=256)
 # Two measurements of one kernel differ by so much: within it the first of `MEASURED` is taken.
 _ALIKE = 1.05
 # Of a transformer block.
@@ -35,13 +29,8 @@ _PROJECTIONS = tuple(f"attn{n}.to_{name}" for n in (1, 2) for name in ("q", "k",
 # From this width on a base is large enough for its number format to decide over its speed; Stable
 # Diffusion's narrowest layers have 320 channels.
 _LARGE = 256
-# On a processor bfloat16 is taken where a product is so many times as quick in it.
-_WORTH_ITS_DIGITS = 1.3
-# And oneDNN's products of float32 where one is so many times as quick as PyTorch's own library's.
-_WORTH_ITS_CALLS = 1.2
-_TRIES = 10
 # Work everywhere: nothing to try.
-_ALWAYS = ("sdpa", "eager")
+_ALWAYS = ("sdpa", "sdpa-fp32", "eager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +55,9 @@ class Device:
 
     notices: what the user asked for and does not get, in sentences. attention_words: how the
     attention was chosen, where that was measured. compiling: the UNet's transformer blocks are
-    compiled. products: whose products frozen linear layers take on a processor, oneDNN's or those
-    of PyTorch's own library.
+    compiled. products: whose products of float32 frozen layers take on a processor, "onednn" or
+    "pytorch", its own library's; "wide-" before that: in a bfloat16 run too, where there is much to
+    compute.
     """
 
     device: torch.device
@@ -105,7 +95,9 @@ def finish_for(fast: str, device: Device) -> Callable[[nn.Module], None] | None:
     """What is done with a frozen model that has been loaded, by `model.fast`."""
     if fast == "off":
         return None
-    return partial(quicken, pack=fast == "on", onednn=device.products == "onednn")
+    how = device.products
+    widen = fast == "on" and how.startswith(processor.WIDE)
+    return partial(quicken, pack=fast == "on", onednn=how.endswith("onednn"), widen=widen)
 
 
 def choose_device(
@@ -151,7 +143,7 @@ def choose_device(
     if compiling and (reason := _fails_to_compile(name, chosen, dtype)):
         compiling = False
         notices.append(f"The UNet's blocks cannot be compiled here ({reason}); going on without.")
-    products = _products(chosen, dtype, kept.products)
+    products = _products(chosen, dtype, width, kept.products)
     return Device(chosen, precision, name, tuple(notices), weights, words, compiling, products)
 
 
@@ -181,7 +173,7 @@ def _precision(name: str, device: torch.device, width: int, kept: str) -> str:
         if kept in ("fp32", "bf16"):
             return kept
         on_processor = device.type == "cpu" and width >= _LARGE
-        return "bf16" if on_processor and _bf16_is_quicker() else "fp32"
+        return "bf16" if on_processor and processor.quicker_format() == "bf16" else "fp32"
     if name == "fp16" and device.type != "cuda":
         raise DeviceError(
             f"fp16 needs an NVIDIA GPU; this run is on '{device.type}'.",
@@ -191,55 +183,16 @@ def _precision(name: str, device: torch.device, width: int, kept: str) -> str:
     return name
 
 
-def _bf16_is_quicker() -> bool:
-    """Whether this processor computes in bfloat16, and so much faster that it is worth the digits:
-    by trying."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False  # trying alone would take many seconds
-
-    def trial() -> str:
-        single = min(_product_seconds(torch.float32, 1280, onednn) for onednn in (True, False))
-        in_bf16 = _product_seconds(torch.bfloat16, 1280, True)
-        return "bf16" if single >= _WORTH_ITS_DIGITS * in_bf16 else "fp32"
-
-    return answer("number format", torch.device("cpu"), ("bf16", "fp32"), trial) == "bf16"
-
-
-def _products(device: torch.device, dtype: torch.dtype, kept: str) -> str:
+def _products(device: torch.device, dtype: torch.dtype, width: int, kept: str) -> str:
     """In other formats than float32 PyTorch asks oneDNN itself."""
-    if device.type != "cpu" or dtype != torch.float32:
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return "onednn"
-    return kept or _quicker_products(device)
-
-
-def _quicker_products(device: torch.device) -> str:
-    """Whose products of float32 to take: oneDNN's if they are worth the dearer calls."""
-    if not onednn_computes(torch.float32):
-        return "pytorch"
-
-    def trial() -> str:
-        by_onednn, own = (_product_seconds(torch.float32, 320, onednn) for onednn in (True, False))
-        return "onednn" if own >= _WORTH_ITS_CALLS * by_onednn else "pytorch"
-
-    return answer("products of float32", device, ("onednn", "pytorch"), trial)
-
-
-def _product_seconds(dtype: torch.dtype, width: int, onednn: bool) -> float:
-    """CPU seconds of a product as Stable Diffusion's UNets make them, with layers of a width: the
-    least of some, which other programs change least. In one thread: two would wait for each other
-    in it."""
-    x_TI, weight_OI = torch.ones(1024, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = []
-    for _ in range(_TRIES):
-        started = time.thread_time()
-        matmul(x_TI, weight_OI, onednn=onednn)
-        times.append(time.thread_time() - started)
-    torch.set_num_threads(threads)
-    return min(times)
+    if kept:
+        return kept
+    if dtype == torch.float32:
+        return processor.quicker_products()
+    wide = width >= _LARGE and processor.quicker_format() == "fp32"
+    return processor.WIDE + processor.quicker_products() if wide else "onednn"
 
 
 def _best_attention(
@@ -256,7 +209,7 @@ def _best_attention(
             "Another goes on in its place; the last digits of the numbers will differ."
         ]
     if device.type != "cuda":
-        return _attention_without_gpu(device, dtype), "", notices
+        return processor.quicker_attention(dtype) if device.type == "cpu" else "sdpa", "", notices
     words: dict[str, str] = {}
 
     def trial() -> str:
@@ -267,20 +220,6 @@ def _best_attention(
     if not words and _fails(name, shape, device, dtype):  # another driver
         name = trial()
     return name, words.get(name, f"Attention {name}, the fastest when that was measured"), notices
-
-
-def _attention_without_gpu(device: torch.device, dtype: torch.dtype) -> str:
-    """In bfloat16 the quicker of two, where the processor has it: by trying."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return "sdpa"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "sdpa"  # trying alone would take many seconds
-
-    def trial() -> str:
-        blocks, whole = (milliseconds(name, _SMALL, device, dtype) for name in _ON_CPU)
-        return _ON_CPU[blocks >= _WORTH_NO_BLOCKS * whole]
-
-    return answer(f"attention, {dtype}", device, _ON_CPU, trial)
 
 
 def measured_attention(
