@@ -111,19 +111,12 @@ class FrozenConv2d(nn.Conv2d):
             return twin.input_gradient(grad_BOhw.float(), shape).to(grad_BOhw.dtype)
         if self._forward_pack is None:
             return conv2d_input(shape, self.weight, grad_BOhw, self.stride, self.padding)
-        padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
-        if self.stride != (1, 1):
-            return self._spread(grad_BOhw, shape, padding)
-        # With stride 1 it is a convolution too: with the kernel turned round.
-        rows, columns = (k - 1 - p for k, p in zip(self.kernel_size, padding, strict=True))
-        if self._backward_pack is None:
-            turned = self.weight.transpose(0, 1).flip(2, 3).contiguous()
-            self._backward_pack = reordered(turned, grad_BOhw.shape, (rows, columns), (1, 1))
-        return convolution(grad_BOhw, self._backward_pack, None, (rows, columns), (1, 1))
+        return self._transposed(grad_BOhw, shape)
 
-    def _spread(self, grad_BOhw: Tensor, shape: torch.Size, padding: tuple[int, int]) -> Tensor:
-        """The gradient where the kernel moves by more than one: a transposed convolution. What the
-        steps did not reach at the lower and right edge is its output padding."""
+    def _transposed(self, grad_BOhw: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient as a transposed convolution. What the kernel's steps did not reach at the
+        lower and right edge is its output padding."""
+        padding = cast("tuple[int, int]", self.padding)  # `quicken` takes none by name
         how = zip(
             shape[2:], grad_BOhw.shape[2:], self.stride, padding, self.kernel_size, strict=True
         )
@@ -132,7 +125,7 @@ class FrozenConv2d(nn.Conv2d):
             self._backward_pack = torch.ops.mkldnn._reorder_convolution_transpose_weight(
                 self.weight, padding, rest, self.stride, (1, 1), 1, list(grad_BOhw.shape)
             )
-        spread: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+        gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
             grad_BOhw,
             self._backward_pack,
             None,
@@ -145,7 +138,7 @@ class FrozenConv2d(nn.Conv2d):
             [],
             "",
         )
-        return spread
+        return gradient
 
     def is_of_points(self, x: Tensor) -> bool:
         """Whether to compute it as a linear layer of the points of x: a 1x1 convolution on a
