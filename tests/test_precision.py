@@ -417,9 +417,14 @@ def test_bfloat16_takes_products_of_float32_where_these_are_quicker(
         again = choose_device("cpu", "bf16", "sdpa", width=width, kept=Kept("sdpa", "bf16", kept))
         assert again.products == kept
     wide = wanted.startswith(processor.WIDE)
-    for fast, widens in (("on", wide), ("lean", False)):
+    compiled = replace(chosen, compiling=True)
+    for fast, device, widens in (
+        ("on", chosen, wide),
+        ("on", compiled, False),
+        ("lean", chosen, False),
+    ):
         model = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 3)).requires_grad_(False)
-        finish = finish_for(fast, chosen)
+        finish = finish_for(fast, device)
         assert finish is not None
         finish(model)
         assert [layer.widens for layer in model] == [widens, widens]

@@ -96,7 +96,8 @@ def finish_for(fast: str, device: Device) -> Callable[[nn.Module], None] | None:
     if fast == "off":
         return None
     how = device.products
-    widen = fast == "on" and how.startswith(processor.WIDE)
+    # A compiler is given the plain layers, with the weights that they were read with.
+    widen = fast == "on" and how.startswith(processor.WIDE) and not device.compiling
     return partial(quicken, pack=fast == "on", onednn=how.endswith("onednn"), widen=widen)
 
 
