@@ -133,6 +133,8 @@ def test_a_transformer_gives_the_same_as_its_convolutions_lie(
         y.square().sum().backward()
         found.append((y.detach(), x.grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    # As a processor's convolutions leave it, whatever came in.
+    assert found[1][0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -167,6 +169,8 @@ def test_the_text_encoders_gelu_computes_what_it_did() -> None:
     for _ in range(2):
         (found,) = torch.autograd.grad(ours.sum(), x, retain_graph=True)
         torch.testing.assert_close(found, wanted)
+    large = torch.tensor([-60_000.0, 60_000.0], dtype=torch.float16)
+    assert torch.equal(model[0](large), torch.tensor([0.0, 60_000.0], dtype=torch.float16))
 
 
 def test_what_stable_diffusion_has_no_use_for_is_left_to_diffusers() -> None:

@@ -244,6 +244,10 @@ def test_a_layer_in_bfloat16_may_compute_in_float32(kind: str, many: bool) -> No
     torch.testing.assert_close(of_x.float(), wanted_x, rtol=off, atol=off / 4)
     assert torch.equal(layer.weight, weight)
     assert len(list(model.modules())) == 2
+    kept = [
+        t for t in (layer._wide, *(t.weight for t in getattr(layer, "_twin", ()))) if t is not None
+    ]
+    assert [t.dtype for t in kept] == ([torch.float32] if many else [])
     # With few rows again it computes as if it had never seen many.
     few = x[:3] if kind == "linear" else x[..., :3, :3]
     fresh = frozen(copy.deepcopy(single).to(torch.bfloat16), pack=True, onednn=False)

@@ -1,16 +1,22 @@
-"""The style preset on styles that are in none of the repository's sets."""
+"""The style preset on styles that are in none of the repository's sets, and what reads them."""
 
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
-from benchmarks.quality import Configuration, run
-from benchmarks.sets import all_sets
+from benchmarks.quality import Configuration, reader, reader_of, run
+from benchmarks.sets import all_sets, blueprint
+from benchmarks.style_reader import follow, judge, plain_contexts
+from pretraining.avatars import draw_avatar
+from pretraining.captions import describe_context
+from pretraining.looks import sample_identity
 
 # Drawn by code that neither pretraining nor the repository's own set uses.
 HELD_OUT_STYLES = ("blueprint", "sunset")
+COLOURS = {"hat_colour", "clothes_colour", "background_colour"}
 
 
 @pytest.mark.slow
@@ -27,3 +33,18 @@ def test_the_style_preset_learns_other_styles_too(
     assert last.style_true >= 0.9, last
     assert last.style_following >= last.style_base - 0.1, last
     assert last.copying == 0, last
+
+
+@pytest.mark.slow
+def test_a_style_that_the_trainers_reader_misreads_is_read_by_one_of_its_own() -> None:
+    """Beside the test above, in one process: the reader is trained once for both."""
+    own = reader_of("blueprint")
+    assert own.looks > judge(reader(), blueprint, 120).looks
+    assert own.share >= 0.93
+    assert not own.looks & COLOURS
+    contexts = plain_contexts(random.Random("some drawings"), 60)
+    pictures = [draw_avatar(sample_identity(n), context, 64) for n, context in enumerate(contexts)]
+    prompts = [describe_context(context) for context in contexts]
+    # What is not in the style is read as well, and wrong prompts are not followed.
+    assert follow(own.reader, pictures, prompts, own.looks) > 0.85
+    assert follow(own.reader, pictures, prompts[1:] + prompts[:1], own.looks) < 0.6

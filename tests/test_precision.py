@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -217,6 +217,28 @@ def test_a_kernel_is_taken_in_both_passes(
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
+@pytest.mark.parametrize("blocks", ["plain", "direct", "lean"])
+def test_attention_in_float32_computes_in_it(
+    blocks: Literal["plain", "direct", "lean"], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_attention = torch.nn.functional.scaled_dot_product_attention
+    taken: set[torch.dtype] = set()
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        taken.update(x.dtype for x in args)
+        return plain_attention(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    half = torch.bfloat16
+    for name, wanted in (("sdpa-fp32", torch.float32), ("sdpa", half)):
+        taken.clear()
+        backbone = load_backbone(base, dtype=half, attention=name, blocks=blocks)
+        unet: Any = backbone.components["unet"]
+        words_BSD = torch.ones(1, 5, unet.config.cross_attention_dim, dtype=half)
+        unet(torch.ones(1, 4, 8, 8, dtype=half), 1, words_BSD)
+        assert taken == {wanted}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these may work there")
 @pytest.mark.parametrize("name", ["xformers", "sdpa-cudnn", "sdpa-efficient"])
 def test_an_attention_that_does_not_work_is_said_and_replaced(name: str) -> None:
@@ -300,10 +322,43 @@ def test_on_a_gpu_what_was_measured_first_is_kept_to(gpu: dict[str, float | str]
     assert choose_device("auto", "fp16", "auto", shape=SHAPE).attention == "sdpa-flash"
     longer = replace(SHAPE, tokens=2 * SHAPE.tokens)
     assert choose_device("auto", "bf16", "auto", shape=longer).attention == "sdpa-flash"
+
+
+def test_what_another_driver_lacks_is_measured_anew_and_kept(
+    gpu: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu |= {"sdpa-flash": 3.0, "sdpa-cudnn": 2.0, "sdpa-efficient": 4.0, "xformers": "missing"}
+    assert choose_device("auto", "bf16", "auto", shape=SHAPE).attention == "sdpa-cudnn"
     gpu["sdpa-cudnn"] = "another driver"
+    monkeypatch.setattr(trials, "_known", {})
     other = choose_device("auto", "bf16", "auto", shape=SHAPE)
     assert other.attention == "sdpa-flash"
     assert "sdpa-cudnn (another driver)" in other.attention_words
+    gpu["sdpa-efficient"] = 1.0
+    monkeypatch.setattr(trials, "_known", {})
+    assert choose_device("auto", "bf16", "auto", shape=SHAPE).attention == "sdpa-flash"
+
+
+def test_a_gpu_that_is_full_says_nothing_about_an_attention(
+    gpu: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu |= {"sdpa-flash": 3.0, "sdpa-cudnn": 2.0, "sdpa-efficient": 4.0, "xformers": "missing"}
+    with monkeypatch.context() as patch:
+        patch.setattr(device_module, "why_not", full)
+        chosen = choose_device("auto", "bf16", "auto", shape=SHAPE)
+        assert chosen.attention == "sdpa"
+        assert "too little memory free" in chosen.attention_words
+        (notice,) = choose_device("auto", "bf16", "sdpa-flash", shape=SHAPE).notices
+        assert "memory does not suffice" in notice
+    assert choose_device("auto", "bf16", "auto", shape=SHAPE).attention == "sdpa-cudnn"
+    monkeypatch.setattr(trials, "_known", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(device_module, "why_not", full)
+        chosen = choose_device("auto", "bf16", "auto", shape=SHAPE)
+    assert chosen.attention_words == "Attention sdpa-cudnn, the fastest when that was measured"
 
 
 def test_a_run_that_goes_on_keeps_its_attention(gpu: dict[str, float | str]) -> None:

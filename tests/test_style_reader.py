@@ -98,17 +98,3 @@ def test_the_table_shows_what_a_style_reached_beside_what_was_to_be_reached() ->
     lines = table(rows, "ink").splitlines()
     assert "| new | 1 | 0.80 | 0.00 | 0.20 | 0.75 | 0.81 | 0.97 | 0.40 | 0.00 |" in lines
     assert "| old | 1 | 0.80 | 0.00 | 0.20 |  |  |  | 0.40 | 0.00 |" in lines
-
-
-@pytest.mark.slow
-def test_a_style_that_the_trainers_reader_misreads_is_read_by_one_of_its_own(
-    common: PromptReader, tmp_path: Path
-) -> None:
-    own = style_reader.style_reader("blueprint", blueprint, work=tmp_path)
-    assert own.looks > judge(common, blueprint, 120).looks
-    assert own.share >= 0.93
-    assert not own.looks & COLOURS
-    pictures, prompts = drawn(60)
-    # What is not in the style is read as well, and wrong prompts are not followed.
-    assert follow(own.reader, pictures, prompts, own.looks) > 0.85
-    assert follow(own.reader, pictures, prompts[1:] + prompts[:1], own.looks) < 0.6

@@ -100,6 +100,38 @@ def test_an_answer_that_is_none_of_them_is_found_anew(
     assert answer("which", CPU, ("right", "none"), Trial("none")) == "none"
 
 
+def test_an_answer_that_no_longer_holds_is_found_anew(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer("which", CPU, AMONG, Trial("left")) == "left"
+    forget(monkeypatch)
+    assert answer("which", CPU, AMONG, Trial("right"), lambda name: name != "left") == "right"
+    forget(monkeypatch)
+    assert answer("which", CPU, AMONG, Trial()) == "right"
+
+
+def test_where_nothing_could_be_found_out_nothing_is_kept(cache: Path) -> None:
+    assert answer("which", CPU, AMONG, Trial("")) == ""
+    assert not cache.exists()
+    assert answer("which", CPU, AMONG, Trial("left")) == "left"
+
+
+def test_an_answer_that_cannot_be_read_just_now_is_not_lost(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer("which", CPU, AMONG, Trial("left")) == "left"
+
+    def locked(path: Path) -> None:
+        raise PermissionError("in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "read_json", locked)
+        forget(monkeypatch)
+        assert answer("which", CPU, AMONG, Trial("right")) == "right"
+    forget(monkeypatch)
+    assert answer("which", CPU, AMONG, Trial()) == "left"
+
+
 def test_where_nothing_can_be_written_it_holds_for_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

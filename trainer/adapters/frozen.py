@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from trainer.adapters.products import convolution, matmul, onednn_computes, reordered
+from trainer.adapters.products import (
+    convolution,
+    matmul,
+    onednn_computes,
+    reordered,
+    transposed,
+    transposed_order,
+)
 
 # From so many rows on, computing takes longer than reading the weight: those of a linear layer,
 # whose weight serves both directions, and of a convolution, which needs it twice. The convolutions
@@ -121,24 +128,10 @@ class FrozenConv2d(nn.Conv2d):
             shape[2:], grad_BOhw.shape[2:], self.stride, padding, self.kernel_size, strict=True
         )
         rest = [size - ((n - 1) * step - 2 * p + k) for size, n, step, p, k in how]
+        steps = padding, rest, self.stride
         if self._backward_pack is None:
-            self._backward_pack = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                self.weight, padding, rest, self.stride, (1, 1), 1, list(grad_BOhw.shape)
-            )
-        gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            grad_BOhw,
-            self._backward_pack,
-            None,
-            padding,
-            rest,
-            self.stride,
-            (1, 1),
-            1,
-            "none",
-            [],
-            "",
-        )
-        return gradient
+            self._backward_pack = transposed_order(self.weight, grad_BOhw.shape, *steps)
+        return transposed(grad_BOhw, self._backward_pack, *steps)
 
     def is_of_points(self, x: Tensor) -> bool:
         """Whether to compute it as a linear layer of the points of x: a 1x1 convolution on a
@@ -195,7 +188,7 @@ def as_rows(x_BChw: Tensor) -> Tensor:
 def as_image(x_TC: Tensor, like_Bhw: Tensor) -> Tensor:
     """What `as_rows` made rows of, [B, C, h, w], with batch, height and width of another image."""
     batch, _, height, width = like_Bhw.shape
-    return x_TC.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return x_TC.view(batch, height, width, x_TC.shape[1]).permute(0, 3, 1, 2)
 
 
 def quicken(root: nn.Module, *, pack: bool, onednn: bool = True, widen: bool = False) -> None:
@@ -210,7 +203,8 @@ def quicken(root: nn.Module, *, pack: bool, onednn: bool = True, widen: bool = F
             memory as they take.
         onednn: as for `matmul`, of the products of linear layers and 1x1 convolutions.
         widen: let layers in bfloat16 compute in float32 on a processor where they have much to
-            compute, for twice the memory of these layers' weights.
+            compute; the weights of these linear layers then take twice the memory, and those of
+            convolutions in oneDNN's order two and a half times.
     """
     for layer in root.modules():
         if type(layer) is nn.Linear and _is_dense(layer.weight):

@@ -21,13 +21,14 @@ def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether this processor computes with oneDNN's own operators in a number format: by trying."""
     x_TI, w_OI = torch.ones(4, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
     image, kernel = torch.ones(1, 16, 4, 4, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype)
-    at_once = (0, 0), (1, 1)
+    at_once, how = ((0, 0), (1, 1)), ((0, 0), (0, 0), (1, 1))
     try:
         y_TO = torch.ops.mkldnn._linear_pointwise(x_TI, w_OI.t(), None, "none", [], "")
         drawn = convolution(image, reordered(kernel, image.shape, *at_once), None, *at_once)
+        grad = transposed(image, transposed_order(kernel, image.shape, *how), *how)
     except _NOT_THERE:
         return False
-    return bool((y_TO == 16).all()) and bool((drawn == 16).all())
+    return all(bool((result == 16).all()) for result in (y_TO, drawn, grad))
 
 
 def matmul(
@@ -59,5 +60,24 @@ def convolution(
     """By oneDNN, with a weight that is `reordered`; not differentiable."""
     y: Tensor = torch.ops.mkldnn._convolution_pointwise(
         x, packed, bias, padding, stride, (1, 1), 1, "none", [], ""
+    )
+    return y
+
+
+def transposed_order(
+    weight: Tensor, shape: torch.Size, padding: Any, output_padding: Any, stride: Any
+) -> Tensor:
+    """`reordered` for `transposed`, for gradients of a shape."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+        weight.detach(), padding, output_padding, stride, (1, 1), 1, list(shape)
+    )
+    return packed
+
+
+def transposed(x: Tensor, packed: Tensor, padding: Any, output_padding: Any, stride: Any) -> Tensor:
+    """A transposed convolution by oneDNN, with a weight in `transposed_order`; not
+    differentiable."""
+    y: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+        x, packed, None, padding, output_padding, stride, (1, 1), 1, "none", [], ""
     )
     return y

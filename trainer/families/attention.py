@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainer.families import BaseFacts
 from trainer.families.blockwise import attend_blockwise
 from trainer.families.wide import attend_in_float32
+from trainer.machine import PROCESS_CLOCK
 from trainer.types import Size
 
 # PyTorch's kernels by the names that settings have for them. Plain "sdpa" lets it choose.
@@ -103,11 +104,17 @@ def attend(attention: str, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Te
 
 
 def why_not(attention: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
-    """Why an attention does not work here, or nothing: only a forward and backward pass tells."""
+    """Why an attention does not work here, or nothing: only a forward and backward pass tells.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full, which says nothing about the attention.
+    """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             _pass(attention, _inputs(shape, device, dtype))
+        except torch.OutOfMemoryError:
+            raise
         except _FAILURES as error:
             return _reason(error, [str(warning.message) for warning in said])
     return ""
@@ -119,7 +126,7 @@ def milliseconds(
     """How long a forward and backward pass takes: the median of some, after a warm-up. On a
     processor the time that it works, which other programs change less."""
     inputs = _inputs(shape, device, dtype)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    clock = PROCESS_CLOCK if device.type == "cpu" else time.perf_counter
     times = []
     for number in range(_WARM_UP + _ROUNDS):
         started = clock()

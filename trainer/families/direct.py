@@ -57,6 +57,7 @@ class SdpaProcessor(AttnProcessor2_0):
 
     def __init__(self, *, in_float32: bool = False) -> None:
         super().__init__()
+        self.in_float32 = in_float32
         self.attend = attend_in_float32 if in_float32 else F.scaled_dot_product_attention
 
     def __call__(
@@ -69,7 +70,9 @@ class SdpaProcessor(AttnProcessor2_0):
         **others: Any,
     ) -> Tensor:
         plain = attention_mask is None and hidden_states.ndim == 3 and not (args or others)
-        if not plain or not isinstance(attn, DirectAttention):
+        # What diffusers makes of a plain layer is in the number format that it is given.
+        direct = isinstance(attn, DirectAttention) or (self.in_float32 and _is_simple(attn))
+        if not plain or not direct:
             whole: Tensor = super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, *args, **others
             )
@@ -146,9 +149,11 @@ class DirectGEGLU(GEGLU):
 
 class DirectQuickGELU(nn.Module):
     """x sigmoid(1.702 x) (Hendrycks and Gimpel, arXiv 1606.08415) as silu(1.702 x) / 1.702, whose
-    gradient is one operation; see `go_direct_in_text`."""
+    gradient is one operation; see `go_direct_in_text`. In float16 1.702 x may be too large."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dtype == torch.float16:
+            return input * torch.sigmoid(_STEEPNESS * input)
         y: Tensor = _QuickGELU.apply(input)
         return y
 

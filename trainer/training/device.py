@@ -214,23 +214,36 @@ def _best_attention(
     words: dict[str, str] = {}
 
     def trial() -> str:
-        words.update([measured_attention(shape, device, dtype)])
+        try:
+            words.update([measured_attention(shape, device, dtype)])
+        except torch.OutOfMemoryError:
+            words["sdpa"] = "Attention sdpa: the GPU has too little memory free to try others"
+            return ""
         return next(iter(words))
 
-    name = answer(f"attention, {shape!r}, {dtype}", device, NAMES, trial)
-    if not words and _fails(name, shape, device, dtype):  # another driver
-        name = trial()
+    def holds(name: str) -> bool:
+        try:
+            return name in _ALWAYS or not why_not(name, shape, device, dtype)
+        except torch.OutOfMemoryError:
+            return True
+
+    # It no longer holds under a driver that lacks it.
+    name = answer(f"attention, {shape!r}, {dtype}", device, NAMES, trial, holds) or "sdpa"
     return name, words.get(name, f"Attention {name}, the fastest when that was measured"), notices
 
 
 def measured_attention(
     shape: AttentionShape, device: torch.device, dtype: torch.dtype
 ) -> tuple[str, str]:
-    """The fastest of `MEASURED` that works, "sdpa" where none does; and a line that says so."""
+    """The fastest of `MEASURED` that works, "sdpa" where none does; and a line that says so.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full.
+    """
     times: dict[str, float] = {}
     missing: list[str] = []
     for name in MEASURED:
-        reason = _fails(name, shape, device, dtype)
+        reason = why_not(name, shape, device, dtype)
         if reason:
             missing.append(f"{name} ({reason})")
         else:
@@ -245,7 +258,10 @@ def measured_attention(
 
 
 def _fails(attention: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
-    return "" if attention in _ALWAYS else why_not(attention, shape, device, dtype)
+    try:
+        return "" if attention in _ALWAYS else why_not(attention, shape, device, dtype)
+    except torch.OutOfMemoryError:
+        return "the device's memory does not suffice"
 
 
 def _fails_to_compile(attention: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from trainer.adapters.products import matmul, onednn_computes
 from trainer.families.attention import AttentionShape, milliseconds
+from trainer.machine import THREAD_CLOCK
 from trainer.training.trials import answer
 
 # Before a library's name in `Device.products`: layers in bfloat16 take its products of float32.
@@ -62,9 +61,9 @@ def product_seconds(dtype: torch.dtype, width: int, onednn: bool) -> float:
     torch.set_num_threads(1)
     times = []
     for _ in range(_TRIES):
-        started = time.thread_time()
+        started = THREAD_CLOCK()
         matmul(x_TI, weight_OI, onednn=onednn)
-        times.append(time.thread_time() - started)
+        times.append(THREAD_CLOCK() - started)
     torch.set_num_threads(threads)
     return min(times)
 

@@ -34,7 +34,11 @@ _known: dict[str, str] = {}
 
 
 def answer(
-    question: str, device: torch.device, among: Collection[str], trial: Callable[[], str]
+    question: str,
+    device: torch.device,
+    among: Collection[str],
+    trial: Callable[[], str],
+    holds: Callable[[str], bool] = bool,
 ) -> str:
     """What a trial found when it was first made on this machine.
 
@@ -44,15 +48,21 @@ def answer(
         question: what is tried, with all that the answer depends on but hardware and libraries.
         device: that it is tried on.
         among: the possible answers.
-        trial: makes it.
+        trial: makes it; "" where nothing could be found out, which is not kept.
+        holds: whether a kept answer still can be taken; else it is tried anew.
     """
     machine = hardware(device)
     key = fingerprint("trial", VERSION, question, machine, [*map(_version, _LIBRARIES)])
     if key not in _known:
         path = trial_path(cache_root(), key)
         found = _read(path, among)
+        if found and not holds(found):
+            delete([path])
+            found = ""
         if not found:
             found = trial()
+            if not found:
+                return ""
             try:
                 _write(path, {"question": f"{question} on {machine}", "answer": found})
             except FileExistsError:  # another run was quicker
@@ -81,9 +91,9 @@ def _read(path: Path, among: Collection[str]) -> str:
         kept = read_json(path)
         if kept.pop("check") != fingerprint(kept) or kept["answer"] not in among:
             raise ValueError("not as it was written")
-    except FileNotFoundError:
+    except OSError:  # none, or it cannot be read just now
         return ""
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         delete([path])
         return ""
     with suppress(OSError):
